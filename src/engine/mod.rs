@@ -1,0 +1,5 @@
+//! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
+pub mod denoise;
+pub mod noise;
+pub mod runtime;
+pub mod schedulers;
