@@ -11,7 +11,7 @@
 //! torch's vectorised logarithm and sine are approximations, so the two agree to about 1e-6 and not to the bit.
 //! Numbers are drawn on the host in f32 and moved, so every device and every dtype starts from the same picture.
 use candle_core::{DType, Device, Result, Shape, Tensor};
-use rand_mt::Mt19937GenRand32;
+use rand_mt::Mt;
 use std::f64::consts::TAU;
 
 /// One stream of normal numbers per picture: picture `k` of `--seed s` is the first picture of `--seed s+k`.
@@ -44,13 +44,13 @@ impl Noise {
 }
 
 struct Stream {
-    engine: Mt19937GenRand32,
+    engine: Mt,
     waiting: Option<f64>,
 }
 
 impl Stream {
     fn new(seed: u64) -> Self {
-        Self { engine: Mt19937GenRand32::new(seed as u32), waiting: None }
+        Self { engine: Mt::new(seed as u32), waiting: None }
     }
 
     fn fill(&mut self, out: &mut [f32]) {
