@@ -28,11 +28,17 @@ impl AttentionBlock {
     pub fn load(vb: VarBuilder, channels: usize, style: AttentionStyle) -> Result<Self> {
         let heads = channels.checked_div(style.head_dim).unwrap_or(0);
         if heads == 0 {
-            candle_core::bail!("attention_head_dim {} does not fit {channels} channels: it must be between 1 and {channels}", style.head_dim);
+            candle_core::bail!(
+                "attention_head_dim {} does not fit {channels} channels: it must be between 1 and {channels}",
+                style.head_dim
+            );
         }
         let inner = heads * style.head_dim;
         Ok(Self {
-            group_norm: style.groups.map(|groups| GroupNorm::load(vb.pp("group_norm"), groups, channels, style.eps)).transpose()?,
+            group_norm: style
+                .groups
+                .map(|groups| GroupNorm::load(vb.pp("group_norm"), groups, channels, style.eps))
+                .transpose()?,
             to_q: Linear::load(vb.pp("to_q"), channels, inner)?,
             to_k: Linear::load(vb.pp("to_k"), channels, inner)?,
             to_v: Linear::load(vb.pp("to_v"), channels, inner)?,
@@ -47,8 +53,18 @@ impl AttentionBlock {
             Some(norm) => norm.forward(x)?.tokens()?,
             None => x.tokens()?,
         };
-        let h = attention(&self.to_q.forward(&h)?, &self.to_k.forward(&h)?, &self.to_v.forward(&h)?, self.heads, false)?;
+        let h = attention(
+            &self.to_q.forward(&h)?,
+            &self.to_k.forward(&h)?,
+            &self.to_v.forward(&h)?,
+            self.heads,
+            false,
+        )?;
         let y = self.to_out.forward_residual(&h, &x.tokens()?)?;
-        x.with_tokens(&if self.rescale == 1.0 { y } else { (y / self.rescale)? })
+        x.with_tokens(&if self.rescale == 1.0 {
+            y
+        } else {
+            (y / self.rescale)?
+        })
     }
 }

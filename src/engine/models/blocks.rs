@@ -21,11 +21,20 @@ enum Attention {
 }
 
 impl Attention {
-    fn load(vb: VarBuilder, channels: usize, kind: AttentionKind, slots: &TextSlots) -> Result<Option<Self>> {
+    fn load(
+        vb: VarBuilder,
+        channels: usize,
+        kind: AttentionKind,
+        slots: &TextSlots,
+    ) -> Result<Option<Self>> {
         Ok(match kind {
             AttentionKind::None => None,
-            AttentionKind::Pixels(style) => Some(Self::Pixels(AttentionBlock::load(vb, channels, style)?)),
-            AttentionKind::Text(style) => Some(Self::Text(Transformer2D::load(vb, channels, style, slots)?)),
+            AttentionKind::Pixels(style) => {
+                Some(Self::Pixels(AttentionBlock::load(vb, channels, style)?))
+            }
+            AttentionKind::Text(style) => {
+                Some(Self::Text(Transformer2D::load(vb, channels, style, slots)?))
+            }
         })
     }
 
@@ -33,7 +42,9 @@ impl Attention {
         match (self, text) {
             (Self::Pixels(attention), _) => attention.forward(x),
             (Self::Text(transformer), Some(text)) => transformer.forward(x, text),
-            (Self::Text(_), None) => candle_core::bail!("this UNet is conditioned on text, and there is none"),
+            (Self::Text(_), None) => {
+                candle_core::bail!("this UNet is conditioned on text, and there is none")
+            }
         }
     }
 
@@ -42,7 +53,9 @@ impl Attention {
             Self::Text(transformer) => Some(transformer),
             Self::Pixels(_) => None,
         };
-        transformer.into_iter().flat_map(Transformer2D::text_attentions)
+        transformer
+            .into_iter()
+            .flat_map(Transformer2D::text_attentions)
     }
 }
 
@@ -71,7 +84,14 @@ pub struct BlockStyle {
 }
 
 impl BlockStyle {
-    fn load_layer(&self, vb: &VarBuilder, i: usize, from: usize, to: usize, slots: &TextSlots) -> Result<Layer> {
+    fn load_layer(
+        &self,
+        vb: &VarBuilder,
+        i: usize,
+        from: usize,
+        to: usize,
+        slots: &TextSlots,
+    ) -> Result<Layer> {
         Ok(Layer {
             resnet: ResnetBlock::load(vb.pp("resnets").pp(i), from, to, self.resnet)?,
             attention: Attention::load(vb.pp("attentions").pp(i), to, self.attention, slots)?,
@@ -87,19 +107,45 @@ pub struct DownBlock {
 
 impl DownBlock {
     /// `downsample` is `downsample_padding` where the block halves its map. Padding 0 means one row of zeros at the bottom and right.
-    pub fn load(vb: VarBuilder, style: BlockStyle, channels: (usize, usize), downsample: Option<usize>, slots: &TextSlots) -> Result<Self> {
+    pub fn load(
+        vb: VarBuilder,
+        style: BlockStyle,
+        channels: (usize, usize),
+        downsample: Option<usize>,
+        slots: &TextSlots,
+    ) -> Result<Self> {
         let (from, to) = channels;
-        let layers = (0..style.layers).map(|i| style.load_layer(&vb, i, if i == 0 { from } else { to }, to, slots));
+        let layers = (0..style.layers)
+            .map(|i| style.load_layer(&vb, i, if i == 0 { from } else { to }, to, slots));
         let downsampler = downsample.map(|padding| {
-            let padding = if padding == 0 { (0, 1) } else { (padding, padding) };
-            let shape = ConvShape { in_channels: to, out_channels: to, kernel: 3, stride: 2, padding };
+            let padding = if padding == 0 {
+                (0, 1)
+            } else {
+                (padding, padding)
+            };
+            let shape = ConvShape {
+                in_channels: to,
+                out_channels: to,
+                kernel: 3,
+                stride: 2,
+                padding,
+            };
             Conv2d::load(vb.pp("downsamplers.0.conv"), shape)
         });
-        Ok(Self { layers: layers.collect::<Result<_>>()?, downsampler: downsampler.transpose()? })
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            downsampler: downsampler.transpose()?,
+        })
     }
 
     /// Gives the last map; every map on the way is kept for the other side of the U.
-    pub fn forward(&self, mut x: Map, temb: &Tensor, text: Option<&Text>, skips: &mut Vec<Map>) -> Result<Map> {
+    pub fn forward(
+        &self,
+        mut x: Map,
+        temb: &Tensor,
+        text: Option<&Text>,
+        skips: &mut Vec<Map>,
+    ) -> Result<Map> {
         for layer in &self.layers {
             x = layer.forward(&x, Some(temb), text)?;
             skips.push(x.clone());
@@ -112,7 +158,10 @@ impl DownBlock {
     }
 
     pub fn text_attentions(&self) -> impl Iterator<Item = &TextAttention> {
-        self.layers.iter().filter_map(|l| l.attention.as_ref()).flat_map(Attention::text_attentions)
+        self.layers
+            .iter()
+            .filter_map(|l| l.attention.as_ref())
+            .flat_map(Attention::text_attentions)
     }
 }
 
@@ -123,10 +172,24 @@ pub struct MidBlock {
 }
 
 impl MidBlock {
-    pub fn load(vb: VarBuilder, style: BlockStyle, channels: usize, slots: &TextSlots) -> Result<Self> {
-        let resnet = |i: usize| ResnetBlock::load(vb.pp("resnets").pp(i), channels, channels, style.resnet);
-        let rest = (0..style.layers).map(|i| Ok((Attention::load(vb.pp("attentions").pp(i), channels, style.attention, slots)?, resnet(i + 1)?)));
-        Ok(Self { first: resnet(0)?, rest: rest.collect::<Result<_>>()? })
+    pub fn load(
+        vb: VarBuilder,
+        style: BlockStyle,
+        channels: usize,
+        slots: &TextSlots,
+    ) -> Result<Self> {
+        let resnet =
+            |i: usize| ResnetBlock::load(vb.pp("resnets").pp(i), channels, channels, style.resnet);
+        let rest = (0..style.layers).map(|i| {
+            Ok((
+                Attention::load(vb.pp("attentions").pp(i), channels, style.attention, slots)?,
+                resnet(i + 1)?,
+            ))
+        });
+        Ok(Self {
+            first: resnet(0)?,
+            rest: rest.collect::<Result<_>>()?,
+        })
     }
 
     pub fn forward(&self, x: &Map, temb: Option<&Tensor>, text: Option<&Text>) -> Result<Map> {
@@ -141,7 +204,10 @@ impl MidBlock {
     }
 
     pub fn text_attentions(&self) -> impl Iterator<Item = &TextAttention> {
-        self.rest.iter().filter_map(|(attention, _)| attention.as_ref()).flat_map(Attention::text_attentions)
+        self.rest
+            .iter()
+            .filter_map(|(attention, _)| attention.as_ref())
+            .flat_map(Attention::text_attentions)
     }
 }
 
@@ -153,16 +219,38 @@ pub struct UpBlock {
 
 impl UpBlock {
     /// `inputs` are the channels that each layer reads: what comes from below and, in a UNet, the kept map beside it.
-    pub fn load(vb: VarBuilder, style: BlockStyle, inputs: &[usize], to: usize, upsample: bool, slots: &TextSlots) -> Result<Self> {
-        let layers = inputs.iter().enumerate().map(|(i, &from)| style.load_layer(&vb, i, from, to, slots));
-        let upsampler = upsample.then(|| Conv2d::load(vb.pp("upsamplers.0.conv"), ConvShape::same(to, to, 3)));
-        Ok(Self { layers: layers.collect::<Result<_>>()?, upsampler: upsampler.transpose()? })
+    pub fn load(
+        vb: VarBuilder,
+        style: BlockStyle,
+        inputs: &[usize],
+        to: usize,
+        upsample: bool,
+        slots: &TextSlots,
+    ) -> Result<Self> {
+        let layers = inputs
+            .iter()
+            .enumerate()
+            .map(|(i, &from)| style.load_layer(&vb, i, from, to, slots));
+        let upsampler =
+            upsample.then(|| Conv2d::load(vb.pp("upsamplers.0.conv"), ConvShape::same(to, to, 3)));
+        Ok(Self {
+            layers: layers.collect::<Result<_>>()?,
+            upsampler: upsampler.transpose()?,
+        })
     }
 
     /// A UNet's: each layer takes the newest kept map. The new size is that of the map kept next, which for odd sizes is not the double.
-    pub fn forward(&self, mut x: Map, temb: &Tensor, text: Option<&Text>, skips: &mut Vec<Map>) -> Result<Map> {
+    pub fn forward(
+        &self,
+        mut x: Map,
+        temb: &Tensor,
+        text: Option<&Text>,
+        skips: &mut Vec<Map>,
+    ) -> Result<Map> {
         for layer in &self.layers {
-            let skip = skips.pop().expect("a UNet keeps as many maps on its way down as it takes on its way up");
+            let skip = skips
+                .pop()
+                .expect("a UNet keeps as many maps on its way down as it takes on its way up");
             x = layer.forward(&x.concat_channels(&skip)?, Some(temb), text)?;
         }
         match (&self.upsampler, skips.last()) {
@@ -186,6 +274,9 @@ impl UpBlock {
     }
 
     pub fn text_attentions(&self) -> impl Iterator<Item = &TextAttention> {
-        self.layers.iter().filter_map(|l| l.attention.as_ref()).flat_map(Attention::text_attentions)
+        self.layers
+            .iter()
+            .filter_map(|l| l.attention.as_ref())
+            .flat_map(Attention::text_attentions)
     }
 }

@@ -48,9 +48,22 @@ impl ClipTextConfig {
         check_count("hidden_size", self.hidden_size, 1 << 16)?;
         check_count("intermediate_size", self.intermediate_size, 1 << 20)?;
         check_count("num_hidden_layers", self.num_hidden_layers, 1000)?;
-        check_count("max_position_embeddings", self.max_position_embeddings, 1 << 16)?;
-        check_count("num_attention_heads", self.num_attention_heads, self.hidden_size)?;
-        ensure!(self.hidden_size.is_multiple_of(self.num_attention_heads), "num_attention_heads = {} does not divide hidden_size {}", self.num_attention_heads, self.hidden_size);
+        check_count(
+            "max_position_embeddings",
+            self.max_position_embeddings,
+            1 << 16,
+        )?;
+        check_count(
+            "num_attention_heads",
+            self.num_attention_heads,
+            self.hidden_size,
+        )?;
+        ensure!(
+            self.hidden_size.is_multiple_of(self.num_attention_heads),
+            "num_attention_heads = {} does not divide hidden_size {}",
+            self.num_attention_heads,
+            self.hidden_size
+        );
         Ok(())
     }
 }
@@ -67,22 +80,41 @@ impl ClipTextModel {
     pub fn load(config: &ClipTextConfig, vb: VarBuilder, dtype: DType) -> Result<Self> {
         let width = config.hidden_size;
         let embeddings = vb.pp("embeddings");
-        let layers = (0..config.num_hidden_layers).map(|i| EncoderLayer::load(config, vb.pp("encoder.layers").pp(i)));
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| EncoderLayer::load(config, vb.pp("encoder.layers").pp(i)));
         Ok(Self {
-            token_embedding: embeddings.get((config.vocab_size, width), "token_embedding.weight")?,
-            position_embedding: embeddings.get((config.max_position_embeddings, width), "position_embedding.weight")?.to_dtype(dtype)?,
+            token_embedding: embeddings
+                .get((config.vocab_size, width), "token_embedding.weight")?,
+            position_embedding: embeddings
+                .get(
+                    (config.max_position_embeddings, width),
+                    "position_embedding.weight",
+                )?
+                .to_dtype(dtype)?,
             layers: layers.collect::<Result<_>>()?,
-            final_layer_norm: LayerNorm::load(vb.pp("final_layer_norm"), width, config.layer_norm_eps)?,
+            final_layer_norm: LayerNorm::load(
+                vb.pp("final_layer_norm"),
+                width,
+                config.layer_norm_eps,
+            )?,
         })
     }
 
     /// `ids` are `b` rows of equal length `n`, at most `max_position_embeddings`; gives the last hidden states, `(b, n, hidden_size)`.
     pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
         let n = ids[0].len();
-        let (device, dtype) = (self.token_embedding.device(), self.position_embedding.dtype());
+        let (device, dtype) = (
+            self.token_embedding.device(),
+            self.position_embedding.dtype(),
+        );
         let flat = Tensor::from_vec(ids.concat(), ids.len() * n, device)?;
-        let tokens = self.token_embedding.index_select(&flat, 0)?.to_dtype(dtype)?;
-        let mut x = tokens.reshape((ids.len(), n, ()))?.broadcast_add(&self.position_embedding.narrow(0, 0, n)?)?;
+        let tokens = self
+            .token_embedding
+            .index_select(&flat, 0)?
+            .to_dtype(dtype)?;
+        let mut x = tokens
+            .reshape((ids.len(), n, ()))?
+            .broadcast_add(&self.position_embedding.narrow(0, 0, n)?)?;
         for layer in &self.layers {
             x = layer.forward(&x)?;
         }
@@ -123,9 +155,17 @@ impl EncoderLayer {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.layer_norm1.forward(x)?;
-        let h = attention(&self.q_proj.forward(&h)?, &self.k_proj.forward(&h)?, &self.v_proj.forward(&h)?, self.heads, true)?;
+        let h = attention(
+            &self.q_proj.forward(&h)?,
+            &self.k_proj.forward(&h)?,
+            &self.v_proj.forward(&h)?,
+            self.heads,
+            true,
+        )?;
         let x = self.out_proj.forward_residual(&h, x)?;
-        let h = self.activation.of(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
+        let h = self
+            .activation
+            .of(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
         self.fc2.forward_residual(&h, &x)
     }
 }

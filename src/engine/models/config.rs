@@ -30,7 +30,10 @@ pub fn height_and_width(size: &OneOrMany<usize>) -> Result<(usize, usize)> {
     match size {
         OneOrMany::One(side) => Ok((*side, *side)),
         OneOrMany::Many(sides) if sides.len() == 2 => Ok((sides[0], sides[1])),
-        OneOrMany::Many(sides) => bail!("sample_size has {} values; one or two are accepted", sides.len()),
+        OneOrMany::Many(sides) => bail!(
+            "sample_size has {} values; one or two are accepted",
+            sides.len()
+        ),
     }
 }
 
@@ -41,8 +44,15 @@ pub fn refuse_unsupported(rest: &Map<String, Value>, supported: &[(&str, &[Value
             None | Some(Value::Null) => {}
             Some(value) if accepted.contains(value) => {}
             Some(value) => {
-                let accepted: Vec<String> = accepted.iter().map(Value::to_string).chain(["null".into()]).collect();
-                bail!("{key} = {value} is not supported (accepted: {})", accepted.join(", "));
+                let accepted: Vec<String> = accepted
+                    .iter()
+                    .map(Value::to_string)
+                    .chain(["null".into()])
+                    .collect();
+                bail!(
+                    "{key} = {value} is not supported (accepted: {})",
+                    accepted.join(", ")
+                );
             }
         }
     }

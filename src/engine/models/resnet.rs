@@ -42,19 +42,38 @@ pub struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    pub fn load(vb: VarBuilder, in_channels: usize, out_channels: usize, style: ResnetStyle) -> Result<Self> {
+    pub fn load(
+        vb: VarBuilder,
+        in_channels: usize,
+        out_channels: usize,
+        style: ResnetStyle,
+    ) -> Result<Self> {
         let projected = match style.time_shift {
             TimeShift::Default => out_channels,
             TimeShift::ScaleShift => 2 * out_channels,
         };
         Ok(Self {
             norm1: GroupNorm::load(vb.pp("norm1"), style.groups, in_channels, style.eps)?,
-            conv1: Conv2d::load(vb.pp("conv1"), ConvShape::same(in_channels, out_channels, 3))?,
-            time_emb_proj: style.temb_channels.map(|width| Linear::load(vb.pp("time_emb_proj"), width, projected)).transpose()?,
+            conv1: Conv2d::load(
+                vb.pp("conv1"),
+                ConvShape::same(in_channels, out_channels, 3),
+            )?,
+            time_emb_proj: style
+                .temb_channels
+                .map(|width| Linear::load(vb.pp("time_emb_proj"), width, projected))
+                .transpose()?,
             norm2: GroupNorm::load(vb.pp("norm2"), style.groups, out_channels, style.eps)?,
-            conv2: Conv2d::load(vb.pp("conv2"), ConvShape::same(out_channels, out_channels, 3))?,
+            conv2: Conv2d::load(
+                vb.pp("conv2"),
+                ConvShape::same(out_channels, out_channels, 3),
+            )?,
             conv_shortcut: (in_channels != out_channels)
-                .then(|| Conv2d::load(vb.pp("conv_shortcut"), ConvShape::same(in_channels, out_channels, 1)))
+                .then(|| {
+                    Conv2d::load(
+                        vb.pp("conv_shortcut"),
+                        ConvShape::same(in_channels, out_channels, 1),
+                    )
+                })
                 .transpose()?,
             style,
         })
@@ -69,8 +88,12 @@ impl ResnetBlock {
         };
         let h = self.norm1.forward_act(x, activation)?;
         let h = match (shift, self.style.time_shift) {
-            (None, _) => self.norm2.forward_act(&self.conv1.forward(&h)?, activation)?,
-            (Some(shift), TimeShift::Default) => self.norm2.forward_act(&self.conv1.forward_shifted(&h, &shift)?, activation)?,
+            (None, _) => self
+                .norm2
+                .forward_act(&self.conv1.forward(&h)?, activation)?,
+            (Some(shift), TimeShift::Default) => self
+                .norm2
+                .forward_act(&self.conv1.forward_shifted(&h, &shift)?, activation)?,
             (Some(shift), TimeShift::ScaleShift) => {
                 let parts = shift.chunk(2, D::Minus1)?;
                 let h = self.norm2.forward(&self.conv1.forward(&h)?)?;
@@ -78,8 +101,14 @@ impl ResnetBlock {
             }
         };
         match &self.conv_shortcut {
-            Some(shortcut) => self.conv2.forward_residual(&h, &shortcut.forward(x)?, self.style.output_scale_factor),
-            None => self.conv2.forward_residual(&h, x, self.style.output_scale_factor),
+            Some(shortcut) => self.conv2.forward_residual(
+                &h,
+                &shortcut.forward(x)?,
+                self.style.output_scale_factor,
+            ),
+            None => self
+                .conv2
+                .forward_residual(&h, x, self.style.output_scale_factor),
         }
     }
 }

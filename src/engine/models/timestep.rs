@@ -23,12 +23,17 @@ impl Sinusoid {
     pub fn of(&self, t: f64) -> Result<Tensor> {
         let half = self.channels / 2;
         let angle = |k: usize| {
-            let exponent = -(10000f64.ln() as f32) * k as f32 / (half as f64 - self.freq_shift) as f32;
+            let exponent =
+                -(10000f64.ln() as f32) * k as f32 / (half as f64 - self.freq_shift) as f32;
             t as f32 * exponent.exp()
         };
         let sines = (0..half).map(|k| angle(k).sin());
         let cosines = (0..half).map(|k| angle(k).cos());
-        let mut row: Vec<f32> = if self.flip_sin_to_cos { cosines.chain(sines).collect() } else { sines.chain(cosines).collect() };
+        let mut row: Vec<f32> = if self.flip_sin_to_cos {
+            cosines.chain(sines).collect()
+        } else {
+            sines.chain(cosines).collect()
+        };
         row.resize(self.channels, 0.0);
         Tensor::from_vec(row, (1, self.channels), &Device::Cpu)
     }
@@ -45,7 +50,13 @@ pub struct TimestepEmbedding {
 }
 
 impl TimestepEmbedding {
-    pub fn load(vb: VarBuilder, sinusoid: Sinusoid, width: usize, activation: Activation, dtype: DType) -> Result<Self> {
+    pub fn load(
+        vb: VarBuilder,
+        sinusoid: Sinusoid,
+        width: usize,
+        activation: Activation,
+        dtype: DType,
+    ) -> Result<Self> {
         Ok(Self {
             linear_1: Linear::load(vb.pp("linear_1"), sinusoid.channels, width)?,
             linear_2: Linear::load(vb.pp("linear_2"), width, width)?,
@@ -58,7 +69,12 @@ impl TimestepEmbedding {
 
     /// `(1, width)`, the same for every image of a batch.
     pub fn forward(&self, t: f64) -> Result<Tensor> {
-        let x = self.sinusoid.of(t)?.to_dtype(self.dtype)?.to_device(&self.device)?;
-        self.linear_2.forward(&self.activation.of(&self.linear_1.forward(&x)?)?)
+        let x = self
+            .sinusoid
+            .of(t)?
+            .to_dtype(self.dtype)?
+            .to_device(&self.device)?;
+        self.linear_2
+            .forward(&self.activation.of(&self.linear_1.forward(&x)?)?)
     }
 }

@@ -18,7 +18,10 @@ pub struct Text(Vec<(Tensor, Tensor)>);
 
 impl Text {
     /// A pair for each of `attentions`, in the order in which they were loaded.
-    pub fn new<'a>(attentions: impl Iterator<Item = &'a TextAttention>, states: &Tensor) -> Result<Self> {
+    pub fn new<'a>(
+        attentions: impl Iterator<Item = &'a TextAttention>,
+        states: &Tensor,
+    ) -> Result<Self> {
         let pairs = attentions.map(|a| Ok((a.to_k.forward(states)?, a.to_v.forward(states)?)));
         Ok(Self(pairs.collect::<Result<_>>()?))
     }
@@ -53,12 +56,22 @@ pub struct Transformer2D {
 }
 
 impl Transformer2D {
-    pub fn load(vb: VarBuilder, channels: usize, style: TransformerStyle, slots: &TextSlots) -> Result<Self> {
+    pub fn load(
+        vb: VarBuilder,
+        channels: usize,
+        style: TransformerStyle,
+        slots: &TextSlots,
+    ) -> Result<Self> {
         let inner = style.heads * channels.checked_div(style.heads).unwrap_or(0);
         if inner == 0 {
-            candle_core::bail!("{} attention heads do not fit {channels} channels", style.heads);
+            candle_core::bail!(
+                "{} attention heads do not fit {channels} channels",
+                style.heads
+            );
         }
-        let blocks = (0..style.layers).map(|i| BasicTransformerBlock::load(vb.pp("transformer_blocks").pp(i), inner, style, slots));
+        let blocks = (0..style.layers).map(|i| {
+            BasicTransformerBlock::load(vb.pp("transformer_blocks").pp(i), inner, style, slots)
+        });
         Ok(Self {
             norm: GroupNorm::load(vb.pp("norm"), style.groups, channels, 1e-6)?,
             // A 1x1 convolution or, under use_linear_projection, a linear layer: the same numbers.
@@ -78,7 +91,9 @@ impl Transformer2D {
 
     /// The attentions that look at the text, in the order of loading.
     pub fn text_attentions(&self) -> impl Iterator<Item = &TextAttention> {
-        self.transformer_blocks.iter().flat_map(BasicTransformerBlock::text_attentions)
+        self.transformer_blocks
+            .iter()
+            .flat_map(BasicTransformerBlock::text_attentions)
     }
 }
 
@@ -93,7 +108,12 @@ struct BasicTransformerBlock {
 }
 
 impl BasicTransformerBlock {
-    fn load(vb: VarBuilder, width: usize, style: TransformerStyle, slots: &TextSlots) -> Result<Self> {
+    fn load(
+        vb: VarBuilder,
+        width: usize,
+        style: TransformerStyle,
+        slots: &TextSlots,
+    ) -> Result<Self> {
         let norm = |name| LayerNorm::load(vb.pp(name), width, 1e-5);
         let text = |name| TextAttention::load(vb.pp(name), width, style, slots);
         Ok(Self {
@@ -152,11 +172,23 @@ impl OwnAttention {
     fn load(vb: VarBuilder, width: usize, heads: usize) -> Result<Self> {
         let linear = |name| Linear::load_no_bias(vb.pp(name), width, width);
         let to_out = Linear::load(vb.pp("to_out.0"), width, width)?;
-        Ok(Self { to_q: linear("to_q")?, to_k: linear("to_k")?, to_v: linear("to_v")?, to_out, heads })
+        Ok(Self {
+            to_q: linear("to_q")?,
+            to_k: linear("to_k")?,
+            to_v: linear("to_v")?,
+            to_out,
+            heads,
+        })
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let h = attention(&self.to_q.forward(x)?, &self.to_k.forward(x)?, &self.to_v.forward(x)?, self.heads, false)?;
+        let h = attention(
+            &self.to_q.forward(x)?,
+            &self.to_k.forward(x)?,
+            &self.to_v.forward(x)?,
+            self.heads,
+            false,
+        )?;
         self.to_out.forward_residual(&h, residual)
     }
 }
@@ -172,7 +204,12 @@ pub struct TextAttention {
 }
 
 impl TextAttention {
-    fn load(vb: VarBuilder, width: usize, style: TransformerStyle, slots: &TextSlots) -> Result<Self> {
+    fn load(
+        vb: VarBuilder,
+        width: usize,
+        style: TransformerStyle,
+        slots: &TextSlots,
+    ) -> Result<Self> {
         Ok(Self {
             to_q: Linear::load_no_bias(vb.pp("to_q"), width, width)?,
             to_k: Linear::load_no_bias(vb.pp("to_k"), style.text_width, width)?,

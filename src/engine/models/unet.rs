@@ -38,10 +38,19 @@ impl UNet {
         let down_blocks = (0..blocks).map(|i| {
             let from = if i == 0 { first } else { widths[i - 1] };
             let downsample = (i + 1 < blocks).then_some(config.downsample_padding);
-            DownBlock::load(vb.pp("down_blocks").pp(i), config.down[i], (from, widths[i]), downsample, &slots)
+            DownBlock::load(
+                vb.pp("down_blocks").pp(i),
+                config.down[i],
+                (from, widths[i]),
+                downsample,
+                &slots,
+            )
         });
         let down_blocks = down_blocks.collect::<Result<_>>()?;
-        let mid_block = config.mid.map(|style| MidBlock::load(vb.pp("mid_block"), style, widths[blocks - 1], &slots)).transpose()?;
+        let mid_block = config
+            .mid
+            .map(|style| MidBlock::load(vb.pp("mid_block"), style, widths[blocks - 1], &slots))
+            .transpose()?;
         let up_blocks = (0..blocks).map(|i| {
             // Numbered from the bottom: block i mirrors the down block `blocks - 1 - i`.
             let level = blocks - 1 - i;
@@ -56,14 +65,31 @@ impl UNet {
         Ok(Self {
             center_input_sample: config.center_input_sample,
             activation: config.activation,
-            time_embedding: TimestepEmbedding::load(vb.pp("time_embedding"), config.sinusoid, config.time_embed_dim, config.time_activation, dtype)?,
-            conv_in: Conv2d::load(vb.pp("conv_in"), ConvShape::same(config.in_channels, first, config.conv_in_kernel))?,
+            time_embedding: TimestepEmbedding::load(
+                vb.pp("time_embedding"),
+                config.sinusoid,
+                config.time_embed_dim,
+                config.time_activation,
+                dtype,
+            )?,
+            conv_in: Conv2d::load(
+                vb.pp("conv_in"),
+                ConvShape::same(config.in_channels, first, config.conv_in_kernel),
+            )?,
             down_blocks,
             mid_block,
             up_blocks: up_blocks.collect::<Result<_>>()?,
-            conv_norm_out: GroupNorm::load(vb.pp("conv_norm_out"), config.norm_num_groups, first, config.norm_eps)?,
+            conv_norm_out: GroupNorm::load(
+                vb.pp("conv_norm_out"),
+                config.norm_num_groups,
+                first,
+                config.norm_eps,
+            )?,
             out_activation: config.out_activation,
-            conv_out: Conv2d::load(vb.pp("conv_out"), ConvShape::same(first, config.out_channels, config.conv_out_kernel))?,
+            conv_out: Conv2d::load(
+                vb.pp("conv_out"),
+                ConvShape::same(first, config.out_channels, config.conv_out_kernel),
+            )?,
             dtype,
             device: vb.device().clone(),
         })
@@ -75,16 +101,25 @@ impl UNet {
         let mid = self.mid_block.iter().flat_map(MidBlock::text_attentions);
         let up = self.up_blocks.iter().flat_map(UpBlock::text_attentions);
         let attentions: Vec<&TextAttention> = down.chain(mid).chain(up).collect();
-        Text::new(attentions.into_iter(), &states.to_dtype(self.dtype)?.to_device(&self.device)?)
+        Text::new(
+            attentions.into_iter(),
+            &states.to_dtype(self.dtype)?.to_device(&self.device)?,
+        )
     }
 
     /// `x` is `(b, in_channels, h, w)` in any dtype, `t` the timestep of the whole batch; gives `(b, out_channels, h, w)` in the dtype of `x`.
     pub fn forward(&self, x: &Tensor, t: f64, text: Option<&Text>) -> Result<Tensor> {
         let dtype = x.dtype();
-        let x = if self.center_input_sample { ((x * 2.0)? - 1.0)? } else { x.clone() };
+        let x = if self.center_input_sample {
+            ((x * 2.0)? - 1.0)?
+        } else {
+            x.clone()
+        };
         let temb = self.activation.of(&self.time_embedding.forward(t)?)?;
 
-        let mut x = self.conv_in.forward(&Map::from_nchw(&x.to_dtype(self.dtype)?)?)?;
+        let mut x = self
+            .conv_in
+            .forward(&Map::from_nchw(&x.to_dtype(self.dtype)?)?)?;
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
             x = block.forward(x, &temb, text, &mut skips)?;

@@ -40,11 +40,26 @@ pub struct UNetConfig {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 enum BlockType {
-    #[serde(rename = "DownBlock2D", alias = "UpBlock2D", alias = "UNetResDownBlock2D", alias = "UNetResUpBlock2D")]
+    #[serde(
+        rename = "DownBlock2D",
+        alias = "UpBlock2D",
+        alias = "UNetResDownBlock2D",
+        alias = "UNetResUpBlock2D"
+    )]
     Plain,
-    #[serde(rename = "AttnDownBlock2D", alias = "AttnUpBlock2D", alias = "UNetResAttnDownBlock2D", alias = "UNetResAttnUpBlock2D")]
+    #[serde(
+        rename = "AttnDownBlock2D",
+        alias = "AttnUpBlock2D",
+        alias = "UNetResAttnDownBlock2D",
+        alias = "UNetResAttnUpBlock2D"
+    )]
     Attn,
-    #[serde(rename = "CrossAttnDownBlock2D", alias = "CrossAttnUpBlock2D", alias = "UNetResCrossAttnDownBlock2D", alias = "UNetResCrossAttnUpBlock2D")]
+    #[serde(
+        rename = "CrossAttnDownBlock2D",
+        alias = "CrossAttnUpBlock2D",
+        alias = "UNetResCrossAttnDownBlock2D",
+        alias = "UNetResCrossAttnUpBlock2D"
+    )]
     CrossAttn,
 }
 
@@ -134,63 +149,151 @@ impl UNetFile {
     /// The architecture of a `UNet2DModel`.
     pub fn unconditional(self) -> Result<UNetConfig> {
         use BlockType::{Attn, Plain};
-        let down = self.down_block_types.clone().unwrap_or(vec![Plain, Attn, Attn, Attn]);
-        let up = self.up_block_types.clone().unwrap_or(vec![Attn, Attn, Attn, Plain]);
-        ensure!(!down.contains(&BlockType::CrossAttn) && !up.contains(&BlockType::CrossAttn), "CrossAttn blocks need a text: this UNet belongs to txt2img");
-        let widths = self.block_out_channels.clone().unwrap_or(vec![224, 448, 672, 896]);
+        let down = self
+            .down_block_types
+            .clone()
+            .unwrap_or(vec![Plain, Attn, Attn, Attn]);
+        let up = self
+            .up_block_types
+            .clone()
+            .unwrap_or(vec![Attn, Attn, Attn, Plain]);
+        ensure!(
+            !down.contains(&BlockType::CrossAttn) && !up.contains(&BlockType::CrossAttn),
+            "CrossAttn blocks need a text: this UNet belongs to txt2img"
+        );
+        let widths = self
+            .block_out_channels
+            .clone()
+            .unwrap_or(vec![224, 448, 672, 896]);
         // Channels of a head; null is one head over all channels.
         let head_dim = match self.attention_head_dim.clone() {
             None => Some(8),
             Some(None) => None,
             Some(Some(OneOrMany::One(channels))) => Some(channels),
-            Some(Some(OneOrMany::Many(_))) => anyhow::bail!("attention_head_dim is a list: a UNet without a text takes one number"),
+            Some(Some(OneOrMany::Many(_))) => anyhow::bail!(
+                "attention_head_dim is a list: a UNet without a text takes one number"
+            ),
         };
         let attention = |kind: BlockType, width: usize, style: AttentionStyle| match kind {
-            Attn => AttentionKind::Pixels(AttentionStyle { head_dim: head_dim.unwrap_or(width), ..style }),
+            Attn => AttentionKind::Pixels(AttentionStyle {
+                head_dim: head_dim.unwrap_or(width),
+                ..style
+            }),
             _ => AttentionKind::None,
         };
-        let parts = self.parts(&widths, down.len(), up.len(), (3, 3), self.act_fn, Activation::Silu, Activation::Silu)?;
-        let style = AttentionStyle { head_dim: 0, groups: Some(self.norm_num_groups), eps: self.norm_eps, rescale: 1.0 };
-        let layers = self.layers_per_block.for_blocks(down.len(), "layers_per_block")?;
+        let parts = self.parts(
+            &widths,
+            down.len(),
+            up.len(),
+            (3, 3),
+            self.act_fn,
+            Activation::Silu,
+            Activation::Silu,
+        )?;
+        let style = AttentionStyle {
+            head_dim: 0,
+            groups: Some(self.norm_num_groups),
+            eps: self.norm_eps,
+            rescale: 1.0,
+        };
+        let layers = self
+            .layers_per_block
+            .for_blocks(down.len(), "layers_per_block")?;
         let last = *widths.last().expect("the lists are not empty");
-        let mid_groups = self.attn_norm_num_groups.or((self.resnet_time_scale_shift == TimeShift::Default).then_some(self.norm_num_groups));
-        let mid_style = AttentionStyle { groups: mid_groups, rescale: self.mid_block_scale_factor, ..style };
+        let mid_groups = self
+            .attn_norm_num_groups
+            .or((self.resnet_time_scale_shift == TimeShift::Default)
+                .then_some(self.norm_num_groups));
+        let mid_style = AttentionStyle {
+            groups: mid_groups,
+            rescale: self.mid_block_scale_factor,
+            ..style
+        };
         let mid = match self.mid_block_type.unwrap_or(Some(MidType::UNetMidBlock2D)) {
             None => None,
             Some(_) => Some(BlockStyle {
                 resnet: self.mid_resnet(parts.time_embed_dim),
-                attention: if self.add_attention { attention(Attn, last, mid_style) } else { AttentionKind::None },
+                attention: if self.add_attention {
+                    attention(Attn, last, mid_style)
+                } else {
+                    AttentionKind::None
+                },
                 layers: 1,
             }),
         };
         let resnet = self.resnet(parts.time_embed_dim);
-        let down = down.iter().enumerate().map(|(i, &kind)| BlockStyle { resnet, attention: attention(kind, widths[i], style), layers: layers[i] });
+        let down = down.iter().enumerate().map(|(i, &kind)| BlockStyle {
+            resnet,
+            attention: attention(kind, widths[i], style),
+            layers: layers[i],
+        });
         let up = up.iter().enumerate().map(|(i, &kind)| {
             let level = widths.len() - 1 - i;
-            BlockStyle { resnet, attention: attention(kind, widths[level], style), layers: layers[level] + 1 }
+            BlockStyle {
+                resnet,
+                attention: attention(kind, widths[level], style),
+                layers: layers[level] + 1,
+            }
         });
-        Ok(UNetConfig { down: down.collect(), mid, up: up.collect(), ..parts })
+        Ok(UNetConfig {
+            down: down.collect(),
+            mid,
+            up: up.collect(),
+            ..parts
+        })
     }
 
     /// The architecture of a `UNet2DConditionModel`.
     pub fn conditional(self) -> Result<UNetConfig> {
         use BlockType::{Attn, CrossAttn, Plain};
-        let down = self.down_block_types.clone().unwrap_or(vec![CrossAttn, CrossAttn, CrossAttn, Plain]);
-        let up = self.up_block_types.clone().unwrap_or(vec![Plain, CrossAttn, CrossAttn, CrossAttn]);
-        let widths = self.block_out_channels.clone().unwrap_or(vec![320, 640, 1280, 1280]);
+        let down = self
+            .down_block_types
+            .clone()
+            .unwrap_or(vec![CrossAttn, CrossAttn, CrossAttn, Plain]);
+        let up = self
+            .up_block_types
+            .clone()
+            .unwrap_or(vec![Plain, CrossAttn, CrossAttn, CrossAttn]);
+        let widths = self
+            .block_out_channels
+            .clone()
+            .unwrap_or(vec![320, 640, 1280, 1280]);
         let blocks = down.len();
         let heads = match self.attention_head_dim.clone() {
             None => OneOrMany::One(8),
             Some(Some(heads)) => heads,
-            Some(None) => anyhow::bail!("attention_head_dim is null: a UNet with a text needs the number of heads"),
+            Some(None) => anyhow::bail!(
+                "attention_head_dim is null: a UNet with a text needs the number of heads"
+            ),
         };
         let heads = heads.for_blocks(blocks, "attention_head_dim")?;
-        let text_widths = self.cross_attention_dim.clone().unwrap_or(OneOrMany::One(1280)).for_blocks(blocks, "cross_attention_dim")?;
-        ensure!(text_widths.windows(2).all(|w| w[0] == w[1]), "cross_attention_dim differs between blocks: one text has one width");
-        let only_cross = self.only_cross_attention.for_blocks(blocks, "only_cross_attention")?;
-        let transformer_layers = self.transformer_layers_per_block.for_blocks(blocks, "transformer_layers_per_block")?;
-        let layers = self.layers_per_block.for_blocks(blocks, "layers_per_block")?;
-        let parts = self.parts(&widths, blocks, up.len(), (4, 4), self.act_fn, self.act_fn, self.act_fn)?;
+        let text_widths = self
+            .cross_attention_dim
+            .clone()
+            .unwrap_or(OneOrMany::One(1280))
+            .for_blocks(blocks, "cross_attention_dim")?;
+        ensure!(
+            text_widths.windows(2).all(|w| w[0] == w[1]),
+            "cross_attention_dim differs between blocks: one text has one width"
+        );
+        let only_cross = self
+            .only_cross_attention
+            .for_blocks(blocks, "only_cross_attention")?;
+        let transformer_layers = self
+            .transformer_layers_per_block
+            .for_blocks(blocks, "transformer_layers_per_block")?;
+        let layers = self
+            .layers_per_block
+            .for_blocks(blocks, "layers_per_block")?;
+        let parts = self.parts(
+            &widths,
+            blocks,
+            up.len(),
+            (4, 4),
+            self.act_fn,
+            self.act_fn,
+            self.act_fn,
+        )?;
         let transformer = |level: usize, only_cross_attention: bool| {
             AttentionKind::Text(TransformerStyle {
                 heads: heads[level],
@@ -202,14 +305,30 @@ impl UNetFile {
         };
         // The reference hands the heads of block i, and not of its mirror image, to an AttnUpBlock2D as the channels of a head.
         let pixels = |i: usize| {
-            AttentionKind::Pixels(AttentionStyle { head_dim: heads[i], groups: Some(self.norm_num_groups), eps: self.norm_eps, rescale: 1.0 })
+            AttentionKind::Pixels(AttentionStyle {
+                head_dim: heads[i],
+                groups: Some(self.norm_num_groups),
+                eps: self.norm_eps,
+                rescale: 1.0,
+            })
         };
         let mid_layers = transformer_layers[blocks - 1];
-        let mid = match self.mid_block_type.unwrap_or(Some(MidType::UNetMidBlock2DCrossAttn)) {
+        let mid = match self
+            .mid_block_type
+            .unwrap_or(Some(MidType::UNetMidBlock2DCrossAttn))
+        {
             None => None,
-            Some(MidType::UNetMidBlock2DCrossAttn) => Some(BlockStyle { resnet: self.mid_resnet(parts.time_embed_dim), attention: transformer(blocks - 1, false), layers: 1 }),
+            Some(MidType::UNetMidBlock2DCrossAttn) => Some(BlockStyle {
+                resnet: self.mid_resnet(parts.time_embed_dim),
+                attention: transformer(blocks - 1, false),
+                layers: 1,
+            }),
             // The reference builds this one for a UNet with a text as a single residual block.
-            Some(MidType::UNetMidBlock2D) => Some(BlockStyle { resnet: self.mid_resnet(parts.time_embed_dim), attention: AttentionKind::None, layers: 0 }),
+            Some(MidType::UNetMidBlock2D) => Some(BlockStyle {
+                resnet: self.mid_resnet(parts.time_embed_dim),
+                attention: AttentionKind::None,
+                layers: 0,
+            }),
         };
         check_count("transformer_layers_per_block", mid_layers, 100)?;
         let resnet = self.resnet(parts.time_embed_dim);
@@ -219,7 +338,11 @@ impl UNetFile {
                 Attn => pixels(i),
                 CrossAttn => transformer(i, only_cross[i]),
             };
-            BlockStyle { resnet, attention, layers: layers[i] }
+            BlockStyle {
+                resnet,
+                attention,
+                layers: layers[i],
+            }
         });
         let up = up.iter().enumerate().map(|(i, &kind)| {
             let level = blocks - 1 - i;
@@ -228,9 +351,19 @@ impl UNetFile {
                 Attn => pixels(i),
                 CrossAttn => transformer(level, only_cross[level]),
             };
-            BlockStyle { resnet, attention, layers: layers[level] + 1 }
+            BlockStyle {
+                resnet,
+                attention,
+                layers: layers[level] + 1,
+            }
         });
-        Ok(UNetConfig { down: down.collect(), mid, up: up.collect(), cross_attention_dim: Some(text_widths[0]), ..parts })
+        Ok(UNetConfig {
+            down: down.collect(),
+            mid,
+            up: up.collect(),
+            cross_attention_dim: Some(text_widths[0]),
+            ..parts
+        })
     }
 
     fn resnet(&self, time_embed_dim: usize) -> ResnetStyle {
@@ -245,11 +378,17 @@ impl UNetFile {
     }
 
     fn mid_resnet(&self, time_embed_dim: usize) -> ResnetStyle {
-        ResnetStyle { output_scale_factor: self.mid_block_scale_factor, ..self.resnet(time_embed_dim) }
+        ResnetStyle {
+            output_scale_factor: self.mid_block_scale_factor,
+            ..self.resnet(time_embed_dim)
+        }
     }
 
     /// What both classes share; the blocks are left empty.
-    #[allow(clippy::too_many_arguments, reason = "the two callers differ in exactly these")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "the two callers differ in exactly these"
+    )]
     fn parts(
         &self,
         widths: &[usize],
@@ -261,31 +400,85 @@ impl UNetFile {
         out_activation: Activation,
     ) -> Result<UNetConfig> {
         let table = unsupported();
-        let table: Vec<(&str, &[Value])> = table.iter().map(|(key, values)| (*key, values.as_slice())).collect();
+        let table: Vec<(&str, &[Value])> = table
+            .iter()
+            .map(|(key, values)| (*key, values.as_slice()))
+            .collect();
         refuse_unsupported(&self.rest, &table)?;
-        ensure!(down > 0 && down == up && down == widths.len(), "{down} down_block_types, {up} up_block_types and {} block_out_channels: the three must be equal and not zero", widths.len());
+        ensure!(
+            down > 0 && down == up && down == widths.len(),
+            "{down} down_block_types, {up} up_block_types and {} block_out_channels: the three must be equal and not zero",
+            widths.len()
+        );
         for &width in widths {
             check_count("block_out_channels", width, 1 << 16)?;
-            ensure!(self.norm_num_groups > 0 && width.is_multiple_of(self.norm_num_groups), "norm_num_groups = {} does not divide block_out_channels {width}", self.norm_num_groups);
+            ensure!(
+                self.norm_num_groups > 0 && width.is_multiple_of(self.norm_num_groups),
+                "norm_num_groups = {} does not divide block_out_channels {width}",
+                self.norm_num_groups
+            );
         }
         for layers in self.layers_per_block.for_blocks(down, "layers_per_block")? {
             check_count("layers_per_block", layers, 100)?;
         }
-        ensure!(self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor != 0.0, "mid_block_scale_factor = {} is not a number to divide by", self.mid_block_scale_factor);
-        ensure!(self.norm_eps.is_finite() && self.norm_eps >= 0.0, "norm_eps = {} is not a small positive number", self.norm_eps);
-        for (key, kernel) in [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)] {
-            ensure!(kernel % 2 == 1 && kernel < 64, "{key} = {kernel}: it must be odd and below 64");
+        ensure!(
+            self.mid_block_scale_factor.is_finite() && self.mid_block_scale_factor != 0.0,
+            "mid_block_scale_factor = {} is not a number to divide by",
+            self.mid_block_scale_factor
+        );
+        ensure!(
+            self.norm_eps.is_finite() && self.norm_eps >= 0.0,
+            "norm_eps = {} is not a small positive number",
+            self.norm_eps
+        );
+        for (key, kernel) in [
+            ("conv_in_kernel", self.conv_in_kernel),
+            ("conv_out_kernel", self.conv_out_kernel),
+        ] {
+            ensure!(
+                kernel % 2 == 1 && kernel < 64,
+                "{key} = {kernel}: it must be odd and below 64"
+            );
         }
-        ensure!(self.downsample_padding <= 1, "downsample_padding = {}: 0 and 1 are accepted", self.downsample_padding);
-        let sinusoid = Sinusoid { channels: widths[0], flip_sin_to_cos: self.flip_sin_to_cos, freq_shift: self.freq_shift };
-        ensure!((widths[0] / 2) as f64 > self.freq_shift, "freq_shift = {} leaves no frequencies for {} channels", self.freq_shift, widths[0]);
+        ensure!(
+            self.downsample_padding <= 1,
+            "downsample_padding = {}: 0 and 1 are accepted",
+            self.downsample_padding
+        );
+        let sinusoid = Sinusoid {
+            channels: widths[0],
+            flip_sin_to_cos: self.flip_sin_to_cos,
+            freq_shift: self.freq_shift,
+        };
+        ensure!(
+            (widths[0] / 2) as f64 > self.freq_shift,
+            "freq_shift = {} leaves no frequencies for {} channels",
+            self.freq_shift,
+            widths[0]
+        );
         Ok(UNetConfig {
-            sample_size: self.sample_size.as_ref().map(height_and_width).transpose()?,
-            in_channels: check_count("in_channels", self.in_channels.unwrap_or(channels.0), 1 << 12)?,
-            out_channels: check_count("out_channels", self.out_channels.unwrap_or(channels.1), 1 << 12)?,
+            sample_size: self
+                .sample_size
+                .as_ref()
+                .map(height_and_width)
+                .transpose()?,
+            in_channels: check_count(
+                "in_channels",
+                self.in_channels.unwrap_or(channels.0),
+                1 << 12,
+            )?,
+            out_channels: check_count(
+                "out_channels",
+                self.out_channels.unwrap_or(channels.1),
+                1 << 12,
+            )?,
             center_input_sample: self.center_input_sample,
             sinusoid,
-            time_embed_dim: check_count("time_embedding_dim", self.time_embedding_dim.unwrap_or(4 * widths[0]), 1 << 18)?,
+            time_embed_dim: check_count(
+                "time_embedding_dim",
+                self.time_embedding_dim.unwrap_or(4 * widths[0]),
+                1 << 18,
+            )?,
             time_activation,
             block_out_channels: widths.to_vec(),
             down: Vec::new(),
@@ -303,7 +496,9 @@ impl UNetFile {
     }
 }
 
-fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<T>, D::Error> {
+fn present<'de, D: serde::Deserializer<'de>, T: Deserialize<'de>>(
+    value: D,
+) -> Result<Option<T>, D::Error> {
     T::deserialize(value).map(Some)
 }
 fn yes() -> bool {

@@ -46,21 +46,51 @@ const EPS: f64 = 1e-6;
 impl VaeConfig {
     /// Refuses what the decoder cannot be.
     pub fn check(&self) -> anyhow::Result<()> {
-        refuse_unsupported(&self.rest, &[("shift_factor", &[json!(0.0), json!(0)]), ("latents_mean", &[]), ("latents_std", &[]), ("norm_type", &[json!("group")])])?;
+        refuse_unsupported(
+            &self.rest,
+            &[
+                ("shift_factor", &[json!(0.0), json!(0)]),
+                ("latents_mean", &[]),
+                ("latents_std", &[]),
+                ("norm_type", &[json!("group")]),
+            ],
+        )?;
         let blocks = self.block_out_channels.len();
-        ensure!((1..=8).contains(&blocks), "block_out_channels has {blocks} values; 1 to 8 are accepted");
-        ensure!(self.up_block_types.len() == blocks, "up_block_types has {} values for {blocks} block_out_channels", self.up_block_types.len());
+        ensure!(
+            (1..=8).contains(&blocks),
+            "block_out_channels has {blocks} values; 1 to 8 are accepted"
+        );
+        ensure!(
+            self.up_block_types.len() == blocks,
+            "up_block_types has {} values for {blocks} block_out_channels",
+            self.up_block_types.len()
+        );
         for kind in &self.up_block_types {
-            ensure!(kind == "UpDecoderBlock2D", "up_block_types: \"{kind}\" is not supported (accepted: \"UpDecoderBlock2D\")");
+            ensure!(
+                kind == "UpDecoderBlock2D",
+                "up_block_types: \"{kind}\" is not supported (accepted: \"UpDecoderBlock2D\")"
+            );
         }
         for &width in &self.block_out_channels {
             check_count("block_out_channels", width, 1 << 14)?;
-            ensure!(self.norm_num_groups > 0 && width.is_multiple_of(self.norm_num_groups), "norm_num_groups = {} does not divide block_out_channels {width}", self.norm_num_groups);
+            ensure!(
+                self.norm_num_groups > 0 && width.is_multiple_of(self.norm_num_groups),
+                "norm_num_groups = {} does not divide block_out_channels {width}",
+                self.norm_num_groups
+            );
         }
         check_count("layers_per_block", self.layers_per_block, 100)?;
         check_count("latent_channels", self.latent_channels, 1 << 10)?;
-        ensure!(self.out_channels == 3 || self.out_channels == 1, "out_channels = {}: a picture has 3, or 1", self.out_channels);
-        ensure!(self.scaling_factor.is_finite() && self.scaling_factor != 0.0, "scaling_factor = {} is not a number to divide by", self.scaling_factor);
+        ensure!(
+            self.out_channels == 3 || self.out_channels == 1,
+            "out_channels = {}: a picture has 3, or 1",
+            self.out_channels
+        );
+        ensure!(
+            self.scaling_factor.is_finite() && self.scaling_factor != 0.0,
+            "scaling_factor = {} is not a number to divide by",
+            self.scaling_factor
+        );
         Ok(())
     }
 
@@ -94,27 +124,70 @@ impl VaeDecoder {
             time_shift: TimeShift::Default,
             output_scale_factor: 1.0,
         };
-        let attention = AttentionStyle { head_dim: top, groups: Some(config.norm_num_groups), eps: EPS, rescale: 1.0 };
-        let attention = if config.mid_block_add_attention { AttentionKind::Pixels(attention) } else { AttentionKind::None };
+        let attention = AttentionStyle {
+            head_dim: top,
+            groups: Some(config.norm_num_groups),
+            eps: EPS,
+            rescale: 1.0,
+        };
+        let attention = if config.mid_block_add_attention {
+            AttentionKind::Pixels(attention)
+        } else {
+            AttentionKind::None
+        };
         let slots = TextSlots::default();
         let decoder = vb.pp("decoder");
         let layers = config.layers_per_block + 1;
         let up_blocks = widths.iter().enumerate().map(|(i, &to)| {
             let mut inputs = vec![to; layers];
             inputs[0] = widths[i.saturating_sub(1)];
-            let style = BlockStyle { resnet, attention: AttentionKind::None, layers };
-            UpBlock::load(decoder.pp("up_blocks").pp(i), style, &inputs, to, i + 1 < widths.len(), &slots)
+            let style = BlockStyle {
+                resnet,
+                attention: AttentionKind::None,
+                layers,
+            };
+            UpBlock::load(
+                decoder.pp("up_blocks").pp(i),
+                style,
+                &inputs,
+                to,
+                i + 1 < widths.len(),
+                &slots,
+            )
         });
         let post_quant = ConvShape::same(config.latent_channels, config.latent_channels, 1);
         let last = widths[widths.len() - 1];
         Ok(Self {
             scaling_factor: config.scaling_factor,
-            post_quant_conv: config.use_post_quant_conv.then(|| Conv2d::load(vb.pp("post_quant_conv"), post_quant)).transpose()?,
-            conv_in: Conv2d::load(decoder.pp("conv_in"), ConvShape::same(config.latent_channels, top, 3))?,
-            mid_block: MidBlock::load(decoder.pp("mid_block"), BlockStyle { resnet, attention, layers: 1 }, top, &slots)?,
+            post_quant_conv: config
+                .use_post_quant_conv
+                .then(|| Conv2d::load(vb.pp("post_quant_conv"), post_quant))
+                .transpose()?,
+            conv_in: Conv2d::load(
+                decoder.pp("conv_in"),
+                ConvShape::same(config.latent_channels, top, 3),
+            )?,
+            mid_block: MidBlock::load(
+                decoder.pp("mid_block"),
+                BlockStyle {
+                    resnet,
+                    attention,
+                    layers: 1,
+                },
+                top,
+                &slots,
+            )?,
             up_blocks: up_blocks.collect::<Result<_>>()?,
-            conv_norm_out: GroupNorm::load(decoder.pp("conv_norm_out"), config.norm_num_groups, last, EPS)?,
-            conv_out: Conv2d::load(decoder.pp("conv_out"), ConvShape::same(last, config.out_channels, 3))?,
+            conv_norm_out: GroupNorm::load(
+                decoder.pp("conv_norm_out"),
+                config.norm_num_groups,
+                last,
+                EPS,
+            )?,
+            conv_out: Conv2d::load(
+                decoder.pp("conv_out"),
+                ConvShape::same(last, config.out_channels, 3),
+            )?,
             dtype,
         })
     }
@@ -125,7 +198,9 @@ impl VaeDecoder {
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }
-        x = self.mid_block.forward(&self.conv_in.forward(&x)?, None, None)?;
+        x = self
+            .mid_block
+            .forward(&self.conv_in.forward(&x)?, None, None)?;
         for block in &self.up_blocks {
             x = block.forward_alone(x)?;
         }

@@ -1,5 +1,6 @@
 //! The element-wise functions that checkpoints name.
-use super::Map;
+use super::{Map, own_kernels_for, with_f32};
+use crate::engine::kernels;
 
 use candle_core::{Result, Tensor};
 use serde::Deserialize;
@@ -26,6 +27,11 @@ pub enum Activation {
 impl Activation {
     /// The function of every element.
     pub fn of(self, x: &Tensor) -> Result<Tensor> {
+        if let (true, Some(kernel)) = (own_kernels_for(x), self.kernel()) {
+            let mut y = with_f32(x, <[f32]>::to_vec)?;
+            kernel(&mut y);
+            return Tensor::from_vec(y, x.shape(), x.device());
+        }
         match self {
             Self::Silu => x.silu(),
             Self::Mish => x * (x.exp()? + 1.0)?.log()?.tanh()?,
@@ -38,5 +44,16 @@ impl Activation {
 
     pub fn of_map(self, x: &Map) -> Result<Map> {
         Ok(Map::from_nhwc(self.of(x.nhwc())?))
+    }
+
+    fn kernel(self) -> Option<fn(&mut [f32])> {
+        match self {
+            Self::Silu => Some(kernels::silu),
+            Self::Gelu => Some(kernels::gelu_erf),
+            Self::GeluNew => Some(kernels::gelu_tanh),
+            Self::QuickGelu => Some(kernels::quick_gelu),
+            // Rare; candle's serve.
+            Self::Mish | Self::Relu => None,
+        }
     }
 }

@@ -9,7 +9,15 @@ fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
     let all: HashMap<String, Tensor> = tensors(&fixture("models").join(name).join(file))
         .into_iter()
         .map(|(k, v)| {
-            let v = if k.contains("proj_in") || k.contains("proj_out") { if v.rank() == 4 { v.flatten_from(1).unwrap() } else { v } } else { v };
+            let v = if k.contains("proj_in") || k.contains("proj_out") {
+                if v.rank() == 4 {
+                    v.flatten_from(1).unwrap()
+                } else {
+                    v
+                }
+            } else {
+                v
+            };
             (k, v)
         })
         .collect();
@@ -17,7 +25,10 @@ fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
 }
 
 fn config<C: serde::de::DeserializeOwned>(name: &str) -> C {
-    serde_json::from_slice(&std::fs::read(fixture("models").join(name).join("config.json")).unwrap()).unwrap()
+    serde_json::from_slice(
+        &std::fs::read(fixture("models").join(name).join("config.json")).unwrap(),
+    )
+    .unwrap()
 }
 
 /// `run` gives the network's output in the dtype of its activations. f64 agrees to rounding (the sinusoid alone is f32 in both).
@@ -27,20 +38,42 @@ fn compare(name: &str, run: impl Fn(&HashMap<String, Tensor>, DType) -> Tensor) 
     let exact = &expected["f64"];
     let scale = magnitude(exact);
     let f64_error = distance(&run(&expected, DType::F64), exact);
-    assert!(f64_error <= 2e-6 * scale, "{name}: f64 differs by {f64_error:e} of {scale}");
+    assert!(
+        f64_error <= 2e-6 * scale,
+        "{name}: f64 differs by {f64_error:e} of {scale}"
+    );
     let f32_error = distance(&run(&expected, DType::F32), exact);
     let bound = (3.0 * distance(&expected["f32"], exact)).max(4e-6 * scale);
     println!("{name}: f64 {f64_error:.1e}, f32 {f32_error:.1e}, bound {bound:.1e}");
-    assert!(f32_error <= bound, "{name}: f32 differs by {f32_error:e}, more than {bound:e}");
+    assert!(
+        f32_error <= bound,
+        "{name}: f32 differs by {f32_error:e}, more than {bound:e}"
+    );
 }
 
 #[test]
 fn unconditional_unets_are_diffusers() {
-    for name in ["ddpm-cat", "butterflies", "scale-shift", "no-attention", "no-middle"] {
+    for name in [
+        "ddpm-cat",
+        "butterflies",
+        "scale-shift",
+        "no-attention",
+        "no-middle",
+    ] {
         compare(name, |e, dtype| {
             let config = config::<UNetFile>(name).unconditional().unwrap();
-            let unet = UNet::load(&config, builder(name, "diffusion_pytorch_model.safetensors", dtype), dtype).unwrap();
-            unet.forward(&e["x"].to_dtype(dtype).unwrap(), e["t"].to_scalar::<f32>().unwrap() as f64, None).unwrap()
+            let unet = UNet::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
+            unet.forward(
+                &e["x"].to_dtype(dtype).unwrap(),
+                e["t"].to_scalar::<f32>().unwrap() as f64,
+                None,
+            )
+            .unwrap()
         });
     }
 }
@@ -50,9 +83,19 @@ fn conditional_unets_are_diffusers() {
     for name in ["sd1", "sd2", "distilled", "only-cross", "mixed"] {
         compare(name, |e, dtype| {
             let config = config::<UNetFile>(name).conditional().unwrap();
-            let unet = UNet::load(&config, builder(name, "diffusion_pytorch_model.safetensors", dtype), dtype).unwrap();
+            let unet = UNet::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
             let text = unet.text(&e["text"].to_dtype(dtype).unwrap()).unwrap();
-            unet.forward(&e["x"].to_dtype(dtype).unwrap(), e["t"].to_scalar::<f32>().unwrap() as f64, Some(&text)).unwrap()
+            unet.forward(
+                &e["x"].to_dtype(dtype).unwrap(),
+                e["t"].to_scalar::<f32>().unwrap() as f64,
+                Some(&text),
+            )
+            .unwrap()
         });
     }
 }
@@ -63,7 +106,12 @@ fn vae_decoders_are_diffusers() {
         compare(name, |e, dtype| {
             let config: VaeConfig = config(name);
             config.check().unwrap();
-            let vae = VaeDecoder::load(&config, builder(name, "diffusion_pytorch_model.safetensors", dtype), dtype).unwrap();
+            let vae = VaeDecoder::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
             vae.decode(&e["x"].to_dtype(dtype).unwrap()).unwrap()
         });
     }
@@ -75,9 +123,14 @@ fn text_towers_are_transformers() {
         compare(name, |e, dtype| {
             let config: ClipTextConfig = config(name);
             config.check().unwrap();
-            let tower = ClipTextModel::load(&config, builder(name, "model.safetensors", dtype), dtype).unwrap();
+            let tower =
+                ClipTextModel::load(&config, builder(name, "model.safetensors", dtype), dtype)
+                    .unwrap();
             let ids: Vec<Vec<i64>> = e["ids"].to_vec2().unwrap();
-            let ids: Vec<Vec<u32>> = ids.into_iter().map(|row| row.into_iter().map(|id| id as u32).collect()).collect();
+            let ids: Vec<Vec<u32>> = ids
+                .into_iter()
+                .map(|row| row.into_iter().map(|id| id as u32).collect())
+                .collect();
             tower.forward(&ids).unwrap()
         });
     }

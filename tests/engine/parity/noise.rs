@@ -8,12 +8,21 @@ const BOUND: f32 = 2e-6;
 fn close(ours: &[f32], theirs: &[f32], name: &str) {
     assert_eq!(ours.len(), theirs.len());
     for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        assert!((a - b).abs() <= BOUND, "{name}: value {i} is {a}, torch's is {b}");
+        assert!(
+            (a - b).abs() <= BOUND,
+            "{name}: value {i} is {a}, torch's is {b}"
+        );
     }
 }
 
 fn draw(noise: &mut Noise, count: usize) -> Vec<f32> {
-    noise.normal((1, 1, count), DType::F32, &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    noise
+        .normal((1, 1, count), DType::F32, &Device::Cpu)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
 }
 
 #[test]
@@ -25,9 +34,15 @@ fn noise_is_that_of_torchs_cpu_generator() {
         let ours = match name.split_once('-') {
             Some(("two", _)) => {
                 let mut noise = Noise::new(7, 1);
-                [3, 20, 5, 16].iter().flat_map(|&n| draw(&mut noise, n)).collect()
+                [3, 20, 5, 16]
+                    .iter()
+                    .flat_map(|&n| draw(&mut noise, n))
+                    .collect()
             }
-            Some((seed, count)) => draw(&mut Noise::new(seed.parse().unwrap(), 1), count.parse().unwrap()),
+            Some((seed, count)) => draw(
+                &mut Noise::new(seed.parse().unwrap(), 1),
+                count.parse().unwrap(),
+            ),
             None => panic!("{name}"),
         };
         close(&ours, &theirs, name);
@@ -49,7 +64,16 @@ fn picture_k_of_a_batch_has_the_noise_of_seed_plus_k() {
             alone.normal((4, 3, 5), DType::F32, &Device::Cpu).unwrap();
         }
         let expected = alone.normal((4, 3, 5), DType::F32, &Device::Cpu).unwrap();
-        let (a, b): (Vec<f32>, Vec<f32>) = (third_draw.get(k).unwrap().flatten_all().unwrap().to_vec1().unwrap(), expected.flatten_all().unwrap().to_vec1().unwrap());
+        let (a, b): (Vec<f32>, Vec<f32>) = (
+            third_draw
+                .get(k)
+                .unwrap()
+                .flatten_all()
+                .unwrap()
+                .to_vec1()
+                .unwrap(),
+            expected.flatten_all().unwrap().to_vec1().unwrap(),
+        );
         assert_eq!(a, b);
     }
 }
