@@ -128,7 +128,7 @@ fn run_packed(
                 })
             })
         })
-    })???;
+    })????;
     Ok(Map::from_nhwc(y))
 }
 
