@@ -19,3 +19,17 @@ pub trait Scheduler {
     /// `x_t -> x_{t-1}`; `x` and `output` are `(b, c, h, w)`.
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor>;
 }
+
+// STUB below
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SchedulerKind {
+    Ddpm,
+    Ddim,
+    Pndm,
+    #[value(name = "unipc")]
+    UniPc,
+    Euler,
+    EulerAncestral,
+    #[value(name = "dpmpp-2m")]
+    Dpmpp2m,
+}
