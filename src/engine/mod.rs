@@ -2,6 +2,8 @@
 pub mod checkpoint;
 pub mod denoise;
 pub mod noise;
+pub mod output;
 pub mod pipelines;
+pub mod progress;
 pub mod runtime;
 pub mod schedulers;
