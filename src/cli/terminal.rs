@@ -1,0 +1,195 @@
+//! What the user sees: paths on stdout; the log, the bar and errors on stderr, which share one terminal without tearing it.
+use super::usage::one_line;
+use crate::engine::{output, pipelines::Sampling, progress, runtime::Runtime};
+use anyhow::{Context, Result};
+use candle_core::{Device, DeviceLocation};
+use indicatif::ProgressBar;
+use std::fmt;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, MakeWriter};
+use tracing_subscriber::registry::LookupSpan;
+
+/// The two streams and the bar between them.
+pub struct Terminal {
+    /// Hidden until the first step, so that it is never drawn too early.
+    bar: ProgressBar,
+    quiet: AtomicBool,
+}
+
+impl Terminal {
+    pub fn new() -> Self {
+        Self {
+            bar: ProgressBar::hidden(),
+            quiet: AtomicBool::new(false),
+        }
+    }
+
+    pub fn bar(&self) -> &ProgressBar {
+        &self.bar
+    }
+
+    /// Starts the log and the answer to Ctrl-C.
+    pub fn start(&self, quiet: bool, verbose: u8) -> Result<()> {
+        self.quiet.store(quiet, Ordering::Relaxed);
+        self.start_log(quiet, verbose);
+        let bar = self.bar.clone();
+        // SIGTERM and SIGHUP keep their defaults: nohup stays what it is.
+        ctrlc::set_handler(move || {
+            let _writing = output::hold_writes();
+            bar.finish_and_clear();
+            std::process::exit(130);
+        })
+        .context("answering Ctrl-C")
+    }
+
+    /// One line with all that repeats the run.
+    pub fn describe(
+        &self,
+        model: &str,
+        revision: &str,
+        sampling: &Sampling,
+        summary: &str,
+        runtime: &Runtime,
+    ) {
+        let revision = if Path::new(model).exists() {
+            String::new()
+        } else {
+            format!(" at {revision}")
+        };
+        let images = match sampling.images {
+            1 => String::new(),
+            n => format!(", {n} pictures"),
+        };
+        tracing::info!(
+            "{model}{revision}, {summary}, seed {}{images}, {} on {}",
+            sampling.seed,
+            runtime.weights.as_str(),
+            device_name(&runtime.device)
+        );
+    }
+
+    pub fn show_bar(&self, calls: u64) {
+        if !self.quiet.load(Ordering::Relaxed) {
+            progress::show(&self.bar, calls);
+        }
+    }
+
+    /// Tells on stdout where a picture is.
+    pub fn print_path(&self, path: &Path) -> Result<()> {
+        let line = self
+            .bar
+            .suspend(|| writeln!(io::stdout(), "{}", path.display()));
+        match line {
+            // Nobody reads any more; the pictures are wanted all the same.
+            Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
+            other => other.context("writing to stdout"),
+        }
+    }
+
+    /// Ends the bar and prints one line.
+    pub fn error(&self, message: &str) {
+        self.bar.finish_and_clear();
+        // With stderr closed there is nowhere left to say so; the exit code still tells.
+        let _ = writeln!(io::stderr(), "diffuse: {}", one_line(message));
+    }
+
+    fn start_log(&self, quiet: bool, verbose: u8) {
+        let default = match (quiet, verbose) {
+            (true, _) => "off",
+            (_, 0) => "warn,diffuse=info",
+            (_, 1) => "warn,diffuse=debug",
+            _ => "info,diffuse=trace",
+        };
+        let asked = std::env::var("RUST_LOG")
+            .ok()
+            .filter(|filter| !quiet && !filter.is_empty());
+        let filter = asked.as_deref().map(EnvFilter::try_new);
+        let wrong = matches!(filter, Some(Err(_)));
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        tracing_subscriber::fmt()
+            .with_env_filter(
+                filter
+                    .and_then(Result::ok)
+                    .unwrap_or_else(|| EnvFilter::new(default)),
+            )
+            .with_ansi(io::stderr().is_terminal() && !no_color)
+            .log_internal_errors(false)
+            .event_format(Short)
+            .with_writer(AroundBar(self.bar.clone()))
+            .init();
+        if wrong {
+            tracing::warn!(
+                "RUST_LOG is not a filter, so {default} is used; write it as in diffuse=debug"
+            );
+        }
+    }
+}
+
+fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".to_owned(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// Log lines without time and target; what is said at the usual level has no level either.
+struct Short;
+
+impl<S, N> FormatEvent<S, N> for Short
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut out: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let (word, colour) = match *event.metadata().level() {
+            Level::ERROR => ("error: ", "\x1b[31m"),
+            Level::WARN => ("warning: ", "\x1b[33m"),
+            Level::INFO => ("", ""),
+            Level::DEBUG | Level::TRACE => ("  ", "\x1b[2m"),
+        };
+        let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
+        let (colour, reset) = if out.has_ansi_escapes() {
+            (colour, reset)
+        } else {
+            ("", "")
+        };
+        write!(out, "{colour}{word}")?;
+        context.format_fields(out.by_ref(), event)?;
+        writeln!(out, "{reset}")
+    }
+}
+
+/// stderr, with the bar out of the way while a line is written.
+struct AroundBar(ProgressBar);
+
+impl<'a> MakeWriter<'a> for AroundBar {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(&self.0)
+    }
+}
+
+struct Line<'a>(&'a ProgressBar);
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.suspend(|| io::stderr().write_all(bytes))?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
