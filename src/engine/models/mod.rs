@@ -5,6 +5,7 @@ pub mod clip;
 pub mod config;
 pub mod resnet;
 pub mod timestep;
+pub mod tokenizer;
 pub mod transformer;
 pub mod unet;
 pub mod unet_config;
