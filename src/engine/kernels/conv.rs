@@ -153,7 +153,18 @@ impl PackedConv2d {
             self.shape.out_channels
         );
         let finish = Finish::new(&epilogue, self.bias.as_deref(), m, self.shape.out_channels);
-        self.direct(&parts, size, finish, y);
+        if self.suits_winograd(oh, ow) {
+            self.winograd(&parts, size, finish, y);
+        } else {
+            self.direct(&parts, size, finish, y);
+        }
+    }
+
+    /// Winograd wins from the smallest maps on, if there are enough channels to pay for its transforms.
+    fn suits_winograd(&self, oh: usize, ow: usize) -> bool {
+        let shape = &self.shape;
+        let channels = shape.in_channels.min(shape.out_channels);
+        shape.kernel == (3, 3) && shape.stride == 1 && channels >= 16 && oh >= 4 && ow >= 4
     }
 
     pub(super) fn direct(

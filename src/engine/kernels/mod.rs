@@ -23,6 +23,7 @@
 pub mod activation;
 pub mod attention;
 pub mod conv;
+mod conv_winograd;
 mod epilogue;
 mod gemm;
 pub mod linear;
