@@ -21,8 +21,17 @@ pub fn denoise(
         let output = model(&scheduler.scale_input(i, &x)?, t)?;
         x = scheduler.step(i, &x, &output, noise)?;
         // CUDA only queues work; reading one number back waits for it, so the bar tells the truth.
-        let sum = x.abs()?.sum_all()?.to_dtype(candle_core::DType::F64)?.to_scalar::<f64>()?;
-        ensure!(sum.is_finite(), "the sample is no longer finite after step {} of {} (timestep {t}); try --dtype f32", i + 1, scheduler.timesteps().len());
+        let sum = x
+            .abs()?
+            .sum_all()?
+            .to_dtype(candle_core::DType::F64)?
+            .to_scalar::<f64>()?;
+        ensure!(
+            sum.is_finite(),
+            "the sample is no longer finite after step {} of {} (timestep {t}); try --dtype f32",
+            i + 1,
+            scheduler.timesteps().len()
+        );
         bar.inc(1);
     }
     Ok(x)

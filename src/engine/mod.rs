@@ -1,6 +1,10 @@
 //! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
 pub mod checkpoint;
 pub mod denoise;
+pub mod kernels;
+pub mod memory;
+pub mod models;
+pub mod nn;
 pub mod noise;
 pub mod output;
 pub mod pipelines;

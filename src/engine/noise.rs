@@ -22,18 +22,31 @@ pub struct Noise {
 impl Noise {
     /// Streams for `images` pictures, seeded `first_seed`, `first_seed + 1`, ...; seeds wrap at 2^64.
     pub fn new(first_seed: u64, images: usize) -> Self {
-        let streams = (0..images as u64).map(|k| Stream::new(first_seed.wrapping_add(k))).collect();
+        let streams = (0..images as u64)
+            .map(|k| Stream::new(first_seed.wrapping_add(k)))
+            .collect();
         Self { streams }
     }
 
     /// The next standard normal numbers of every stream: `(images, c, h, w)` in `dtype` on `device`.
-    pub fn normal(&mut self, (c, h, w): (usize, usize, usize), dtype: DType, device: &Device) -> Result<Tensor> {
+    pub fn normal(
+        &mut self,
+        (c, h, w): (usize, usize, usize),
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
         let images = self.streams.len();
         let mut values = vec![0f32; images * c * h * w];
-        for (stream, out) in self.streams.iter_mut().zip(values.chunks_exact_mut(c * h * w)) {
+        for (stream, out) in self
+            .streams
+            .iter_mut()
+            .zip(values.chunks_exact_mut(c * h * w))
+        {
             stream.fill(out);
         }
-        Tensor::from_vec(values, Shape::from((images, c, h, w)), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
+        Tensor::from_vec(values, Shape::from((images, c, h, w)), &Device::Cpu)?
+            .to_dtype(dtype)?
+            .to_device(device)
     }
 
     /// Fresh noise of the shape, dtype and device of `x`, a `(images, c, h, w)` tensor.
@@ -50,7 +63,10 @@ struct Stream {
 
 impl Stream {
     fn new(seed: u64) -> Self {
-        Self { engine: Mt::new(seed as u32), waiting: None }
+        Self {
+            engine: Mt::new(seed as u32),
+            waiting: None,
+        }
     }
 
     fn fill(&mut self, out: &mut [f32]) {

@@ -1,5 +1,56 @@
 //! Where the numbers live and in what precision. The only place that opens a CUDA device.
+use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device};
+use std::fmt;
+use std::str::FromStr;
+
+/// `--device`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA where this build and this machine have it, else the CPU.
+    Auto,
+    Cpu,
+    /// The card of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").and_then(|n| n.parse().ok());
+                number
+                    .map(Self::Cuda)
+                    .ok_or_else(|| "auto, cpu, cuda and cuda:N (N = 0, 1, ...) are accepted".into())
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// `--dtype`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Precision {
+    /// f16 on CUDA, f32 on the CPU
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
 
 /// A device and the dtypes used on it.
 #[derive(Clone, Debug)]
@@ -10,6 +61,24 @@ pub struct Runtime {
 }
 
 impl Runtime {
+    /// Opens the device. `auto` falls back to the CPU; a card that was asked for by name and cannot be had is an error.
+    pub fn new(device: DeviceChoice, precision: Precision) -> Result<Self> {
+        let device = match device {
+            DeviceChoice::Cpu => Device::Cpu,
+            DeviceChoice::Cuda(number) => open_cuda(number)?,
+            DeviceChoice::Auto => open_cuda(0).unwrap_or_else(|reason| {
+                tracing::debug!("{reason:#}; running on the CPU");
+                Device::Cpu
+            }),
+        };
+        let weights = match (precision, device.is_cpu()) {
+            (Precision::F32, _) | (Precision::Auto, true) => DType::F32,
+            (Precision::F16, _) | (Precision::Auto, false) => DType::F16,
+            (Precision::Bf16, _) => DType::BF16,
+        };
+        Ok(Self { device, weights })
+    }
+
     /// The dtype of activations. On the CPU 16-bit weights are a saving of memory alone: the arithmetic is in f32.
     pub fn activations(&self) -> DType {
         match (&self.device, self.weights) {
@@ -17,29 +86,33 @@ impl Runtime {
             (_, dtype) => dtype,
         }
     }
-}
 
-// STUB below
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceChoice { Auto, Cpu, Cuda(usize) }
-impl std::str::FromStr for DeviceChoice {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            "cuda" => Ok(Self::Cuda(0)),
-            _ => s.strip_prefix("cuda:").and_then(|n| n.parse().ok()).map(Self::Cuda)
-                .ok_or_else(|| "give auto, cpu, cuda or cuda:N, as in cuda:1".to_string()),
+    /// This runtime with weights and activations in f32.
+    pub fn in_f32(&self) -> Self {
+        Self {
+            weights: DType::F32,
+            ..self.clone()
         }
     }
 }
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Precision { Auto, F32, F16, Bf16 }
-impl Runtime {
-    pub fn new(device: DeviceChoice, dtype: Precision) -> anyhow::Result<Runtime> {
-        if let DeviceChoice::Cuda(n) = device { anyhow::bail!("no CUDA device {n}: this build has no CUDA; use --device cpu") }
-        let weights = match dtype { Precision::Auto | Precision::F32 => DType::F32, Precision::F16 => DType::F16, Precision::Bf16 => DType::BF16 };
-        Ok(Runtime { device: Device::Cpu, weights })
+
+impl fmt::Display for Runtime {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let device = match self.device.location() {
+            candle_core::DeviceLocation::Cpu => "cpu".to_string(),
+            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        };
+        write!(f, "{device} {}", self.weights.as_str())
     }
+}
+
+fn open_cuda(number: usize) -> Result<Device> {
+    if !candle_core::utils::cuda_is_available() {
+        bail!(
+            "device cuda:{number}: this build has no CUDA; use --device cpu, or build with --features cudnn"
+        );
+    }
+    Device::new_cuda(number)
+        .with_context(|| format!("device cuda:{number} cannot be used; use --device cpu"))
 }

@@ -1,16 +1,56 @@
-//! STUB
+//! The two systems. Each has a plan, made from configurations alone so that mistakes cost no download and no wait, and a pipeline, which has the weights.
 pub mod ddpm;
 pub mod txt2img;
+
+use super::checkpoint::Checkpoint;
+use super::memory;
+use super::models::unet_config::UNetConfig;
+use super::runtime::Runtime;
 use super::schedulers::SchedulerKind;
+use anyhow::{Context, Result};
+use candle_nn::VarBuilder;
+
+/// What both commands ask of the loop.
 #[derive(Clone, Debug)]
-pub struct Sampling { pub seed: u64, pub images: usize, pub steps: usize, pub scheduler: Option<SchedulerKind> }
-pub(crate) fn fake(s: &Sampling, (w, h): (u32, u32), bar: &indicatif::ProgressBar, mut on: impl FnMut(u64, image::RgbImage) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    for k in 0..s.images as u64 {
-        let seed = s.seed.wrapping_add(k);
-        for i in 0..s.steps { std::thread::sleep(std::time::Duration::from_millis(20)); tracing::debug!(step = i); bar.inc(1); }
-        let mut n = super::noise::Noise::new(seed, 1);
-        let t = n.normal((3, h as usize, w as usize), candle_core::DType::F32, &candle_core::Device::Cpu)?.get(0)?;
-        on(seed, super::output::to_rgb(&t)?)?;
+pub struct Sampling {
+    /// The first picture's; picture `k` has `seed + k`.
+    pub seed: u64,
+    pub images: usize,
+    pub steps: usize,
+    /// None is the class that the checkpoint names.
+    pub scheduler: Option<SchedulerKind>,
+}
+
+impl Sampling {
+    fn seeds(&self) -> impl Iterator<Item = u64> {
+        let first = self.seed;
+        (0..self.images as u64).map(move |k| first.wrapping_add(k))
     }
-    Ok(())
+}
+
+/// Loads a component's weights into `build` and refuses a tensor that nothing asked for, except those with an `ignored` prefix.
+fn load<M>(checkpoint: &Checkpoint, component: &str, runtime: &Runtime, ignored: &[&str], build: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> Result<M> {
+    let _span = tracing::info_span!("load", component).entered();
+    let load = || {
+        let weights = checkpoint.weights(component, runtime.weights, ignored)?;
+        let model = build(weights.var_builder(runtime.weights, &runtime.device))?;
+        weights.finish()?;
+        anyhow::Ok(model)
+    };
+    load().with_context(|| format!("loading {component}"))
+}
+
+/// Bytes of a UNet's maps at its widest moment, for a batch of `(h, w)`: every kept map, and at each level the
+/// concatenation, its norm, two convolutions' maps and the residual.
+fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 {
+    let pixels = |level: usize| (h as u64 >> level).max(1) * (w as u64 >> level).max(1);
+    let widths = &config.block_out_channels;
+    let kept: u64 = widths.iter().enumerate().map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers as u64 + 1)).sum();
+    let working = widths.iter().enumerate().map(|(i, &c)| pixels(i) * (c + widths[(i + 1).min(widths.len() - 1)]) as u64 * 4).max().unwrap_or(0);
+    (kept + working) * batch as u64 * 4
+}
+
+/// Refuses a size whose maps do not fit, before anything is read.
+fn check_memory(need: u64, height: usize, width: usize, try_instead: &str) -> Result<()> {
+    memory::check(need, memory::available(), &format!("a picture of {width}x{height}"), try_instead)
 }

@@ -1,0 +1,114 @@
+//! JSON as Python writes it: bare `NaN`, `Infinity` and `-Infinity` are allowed and become strings.
+//!
+//! Scheduler files carry `"lambda_min_clipped": -Infinity`, which is not JSON. Everything else is serde_json's,
+//! with its own limit on depth.
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::io::Read;
+use std::path::Path;
+
+/// Real configs have a few kilobytes.
+pub const CONFIG_LIMIT: u64 = 4 << 20;
+
+/// Reads a whole file, refusing anything that is not a plain file of at most `limit` bytes.
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let name = path.display();
+    // A pipe or a device would block or never end.
+    let meta = std::fs::metadata(path).with_context(|| format!("{name} cannot be read"))?;
+    if !meta.is_file() {
+        bail!("{name} is not a plain file");
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|f| f.take(limit + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("{name} cannot be read"))?;
+    if bytes.len() as u64 > limit {
+        bail!("{name} is larger than {limit} bytes: not a file of this kind");
+    }
+    Ok(bytes)
+}
+
+/// The object in a file.
+pub fn read_object(path: &Path, limit: u64) -> Result<Map<String, Value>> {
+    let bytes = read_bounded(path, limit)?;
+    parse_object(&bytes).with_context(|| path.display().to_string())
+}
+
+/// The object in a text.
+pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    let text = quote_bare_numbers(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
+    match serde_json::from_slice(&text) {
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => bail!("not a JSON object"),
+        Err(err) => bail!("not valid JSON: {}", one_line(&err.to_string())),
+    }
+}
+
+/// Puts quotes around the three words outside of strings.
+fn quote_bare_numbers(bytes: &[u8]) -> Vec<u8> {
+    const WORDS: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut out = Vec::with_capacity(bytes.len() + 16);
+    let mut in_string = false;
+    let mut i = 0;
+    while i < bytes.len() {
+        let byte = bytes[i];
+        if in_string {
+            out.push(byte);
+            if byte == b'\\' && i + 1 < bytes.len() {
+                i += 1;
+                out.push(bytes[i]);
+            } else if byte == b'"' {
+                in_string = false;
+            }
+        } else if let Some(word) = WORDS.iter().find(|w| bytes[i..].starts_with(w)) {
+            out.push(b'"');
+            out.extend_from_slice(word);
+            out.push(b'"');
+            i += word.len() - 1;
+        } else {
+            in_string = byte == b'"';
+            out.push(byte);
+        }
+        i += 1;
+    }
+    out
+}
+
+/// A struct from an object; the error names the key.
+pub fn decode<C: DeserializeOwned>(map: &Map<String, Value>) -> Result<C> {
+    let error = match serde_json::from_value(Value::Object(map.clone())) {
+        Ok(config) => return Ok(config),
+        Err(error) => one_line(&error.to_string()),
+    };
+    // serde names a key that is missing, but not one whose value is wrong: that is the key
+    // without which the complaint is another one.
+    if !error.starts_with("missing field") && map.len() <= 1000 {
+        for (key, value) in map {
+            let mut rest = map.clone();
+            rest.remove(key);
+            let other = serde_json::from_value::<C>(Value::Object(rest)).err();
+            if other.is_none_or(|e| one_line(&e.to_string()) != error) {
+                let value = one_line(&value.to_string());
+                bail!("{} = {}: {error}", one_line(key), shorten(&value, 60));
+            }
+        }
+    }
+    bail!("{error}")
+}
+
+/// A text of strangers, fit for one line of a message.
+pub fn one_line(text: &str) -> String {
+    let clean: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    shorten(&clean, 300)
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_string(),
+    }
+}

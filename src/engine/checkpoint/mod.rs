@@ -1,0 +1,169 @@
+//! Everything between a `--model` text and tensors: a folder or a repository in the diffusers layout.
+//!
+//! - [`json`]: configs, as Python writes them
+//! - [`hub`]: repositories and their cache
+//! - [`files`]: which files hold the weights
+//! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`])
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+mod files;
+mod header;
+mod hub;
+pub mod json;
+mod read;
+mod torch;
+mod weights;
+
+pub use files::{Format, WeightFiles};
+pub use weights::{Naming, Weights};
+
+/// A model in the diffusers layout: `model_index.json`, `unet/config.json`, `unet/*.safetensors`, ...
+/// Repositories of a single network may be flat: the network and its scheduler at the root.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// As the user wrote it, for messages.
+    name: String,
+    source: Source,
+    index: Map<String, Value>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Folder(PathBuf),
+    Hub(hub::Repository),
+}
+
+impl Checkpoint {
+    /// A path that exists wins, else `model` is a repository of the hub. Reads a config or two, no weights.
+    pub fn open(model: &str, revision: &str) -> Result<Self> {
+        let path = Path::new(model);
+        let source = if path.is_dir() {
+            Source::Folder(path.to_path_buf())
+        } else if path.exists() {
+            bail!(
+                "{model} is a file: give the folder of a model in the diffusers layout, or a hub id such as owner/name"
+            );
+        } else if hub::is_id(model) {
+            Source::Hub(hub::Repository::open(model, revision)?)
+        } else {
+            bail!(
+                "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
+            );
+        };
+        let mut checkpoint = Self {
+            name: model.to_string(),
+            source,
+            index: Map::new(),
+        };
+        if let Some(path) = checkpoint.get("model_index.json")? {
+            checkpoint.index = json::read_object(&path, json::CONFIG_LIMIT)?;
+        } else if checkpoint.file("unet", "config.json")?.is_none() {
+            bail!(
+                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
+            );
+        }
+        Ok(checkpoint)
+    }
+
+    /// As the user wrote it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The commit that is used, where the checkpoint is a repository.
+    pub fn commit(&self) -> Option<&str> {
+        match &self.source {
+            Source::Folder(_) => None,
+            Source::Hub(repository) => repository.commit(),
+        }
+    }
+
+    /// The pipeline that saved the checkpoint.
+    pub fn pipeline_class(&self) -> Option<&str> {
+        self.index.get("_class_name")?.as_str()
+    }
+
+    /// The diffusers version that saved it.
+    pub fn version(&self) -> Option<&str> {
+        self.index.get("_diffusers_version")?.as_str()
+    }
+
+    /// The components that the index names; null ones (a safety checker left out) are not there.
+    pub fn components(&self) -> Vec<&str> {
+        let is_component = |value: &Value| matches!(value.as_array().map(Vec::as_slice), Some([_, class]) if !class.is_null());
+        self.index
+            .iter()
+            .filter(|(_, value)| is_component(value))
+            .map(|(key, _)| key.as_str())
+            .collect()
+    }
+
+    /// Whether the component is there, by its config.
+    pub fn has(&self, component: &str) -> bool {
+        [
+            "config.json",
+            "scheduler_config.json",
+            "tokenizer_config.json",
+            "vocab.json",
+            "tokenizer.json",
+        ]
+        .iter()
+        .any(|name| matches!(self.file(component, name), Ok(Some(_))))
+    }
+
+    /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
+    pub fn file(&self, component: &str, name: &str) -> Result<Option<PathBuf>> {
+        let inside = format!("{component}/{name}");
+        if let Some(path) = self.get(&inside)? {
+            return Ok(Some(path));
+        }
+        match self.is_flat(component)? {
+            true => self.get(name),
+            false => Ok(None),
+        }
+    }
+
+    /// A config as it stands.
+    pub fn json(&self, component: &str, name: &str) -> Result<Map<String, Value>> {
+        let path = self
+            .file(component, name)?
+            .with_context(|| format!("{} has no {component}/{name}", self.name))?;
+        json::read_object(&path, json::CONFIG_LIMIT)
+    }
+
+    /// The component's config as a struct; the error names file and key.
+    pub fn config<C: DeserializeOwned>(&self, component: &str) -> Result<C> {
+        let name = match component {
+            "scheduler" => "scheduler_config.json",
+            _ => "config.json",
+        };
+        let map = self.json(component, name)?;
+        json::decode(&map).with_context(|| format!("{}/{name}", self.place(component)))
+    }
+
+    /// Where a component is, for messages.
+    fn place(&self, component: &str) -> String {
+        format!("{}/{component}", self.name.trim_end_matches('/'))
+    }
+
+    /// Only a lone network and its scheduler may lie at the root, and only where they have no folder.
+    fn is_flat(&self, component: &str) -> Result<bool> {
+        if !matches!(component, "unet" | "scheduler") {
+            return Ok(false);
+        }
+        Ok(match &self.source {
+            Source::Folder(folder) => !folder.join(component).is_dir(),
+            Source::Hub(repository) => !repository.has_folder(component)?,
+        })
+    }
+
+    fn get(&self, name: &str) -> Result<Option<PathBuf>> {
+        match &self.source {
+            Source::Folder(folder) => Ok(Some(folder.join(name)).filter(|path| path.exists())),
+            Source::Hub(repository) => repository.get(name),
+        }
+    }
+}

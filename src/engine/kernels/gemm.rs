@@ -1,0 +1,266 @@
+//! The product behind linear layers and direct convolutions: y (m, n) = A (m, k) W^T, W packed in panels.
+//!
+//! The rows of A need not lie in memory as a matrix: each is a list of segments given by pointers, so that a
+//! convolution is the same loop with one segment for each tap (an im2col that is never written), and two maps joined on
+//! channels are two segments. A is not packed: a tile reads 6 rows side by side, which the caches take well.
+//!
+//! The sum over k is in blocks of at most [`K_BLOCK`], each summed in registers in order and then added to y, so a
+//! result depends on nothing but its own row and column: not on the batch, the number of threads or its place in a tile.
+use super::epilogue::Finish;
+use super::packed::Panels;
+use super::scratch::{Scratch, Shared};
+use super::simd::{Simd, kernel};
+use rayon::prelude::*;
+
+/// A panel's block, K_BLOCK x 16 numbers, is half of a 32 kB first-level cache.
+const K_BLOCK: usize = 256;
+/// Rows of a task. Divisible by the tile rows of every instruction set.
+const M_BLOCK: usize = 96;
+/// Columns of a task, so that its part of y stays in the second-level cache.
+const N_BLOCK: usize = 512;
+
+/// Adds A W to `acc`: R rows by C vectors.
+///
+/// # Safety
+/// Each row is valid for `len` numbers, `w` for len * C * LANES; and as for [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
+    rows: [*const f32; R],
+    len: usize,
+    w: *const f32,
+    acc: &mut [[S::V; C]; R],
+) {
+    for p in 0..len {
+        let mut b = [S::splat(0.0); C];
+        for j in 0..C {
+            b[j] = S::load(w.add((p * C + j) * S::LANES));
+        }
+        for i in 0..R {
+            let a = S::splat(*rows[i].add(p));
+            for j in 0..C {
+                acc[i][j] = S::fma(a, b[j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/// A stretch of k: part of one segment.
+#[derive(Clone, Copy)]
+struct Piece {
+    segment: usize,
+    offset: usize,
+    len: usize,
+}
+
+/// Pieces summed in registers without a stop.
+struct KBlock {
+    k: usize,
+    len: usize,
+    pieces: Vec<Piece>,
+}
+
+/// Cuts segments of the given lengths into blocks of at most K_BLOCK.
+fn k_blocks(segments: &[usize]) -> Vec<KBlock> {
+    let mut blocks: Vec<KBlock> = Vec::new();
+    let mut k = 0;
+    for (segment, &len) in segments.iter().enumerate() {
+        let parts = len.div_ceil(K_BLOCK).max(1);
+        for part in 0..parts {
+            let (from, to) = (len * part / parts, len * (part + 1) / parts);
+            let piece = Piece {
+                segment,
+                offset: from,
+                len: to - from,
+            };
+            match blocks.last_mut() {
+                Some(block) if block.len + piece.len <= K_BLOCK => {
+                    block.len += piece.len;
+                    block.pieces.push(piece);
+                }
+                _ => blocks.push(KBlock {
+                    k,
+                    len: piece.len,
+                    pieces: vec![piece],
+                }),
+            }
+            k += piece.len;
+        }
+    }
+    blocks
+}
+
+/// One product: who multiplies whom, and where it goes.
+pub(super) struct Product<'a> {
+    pub panels: &'a Panels,
+    /// Lengths of the segments that make a row of A; their sum is k.
+    pub segments: &'a [usize],
+    pub m: usize,
+    pub finish: Finish,
+}
+
+impl Product<'_> {
+    /// `address(row, segment)` is where that segment of that row of A lies.
+    ///
+    /// # Safety
+    /// Every address is valid for its segment's length while this runs.
+    pub unsafe fn run(&self, address: impl Fn(usize, usize) -> *const f32 + Sync, y: &mut [f32]) {
+        let (panels, m) = (self.panels, self.m);
+        assert_eq!(y.len(), m * panels.n, "result of {m} x {}", panels.n);
+        assert_eq!(
+            self.segments.iter().sum::<usize>(),
+            panels.k,
+            "segments cover k"
+        );
+        if m == 0 || panels.n == 0 {
+            return;
+        }
+        let blocks = k_blocks(self.segments);
+        let longest = blocks.iter().map(|b| b.len).max().unwrap_or(0);
+        let row_blocks = m.div_ceil(M_BLOCK);
+        // Few rows: more, narrower tasks. The split does not change any sum.
+        let wanted = 4 * rayon::current_num_threads();
+        let mut columns = (N_BLOCK / panels.width).min(panels.count()).max(1);
+        while columns > 1 && row_blocks * panels.count().div_ceil(columns) < wanted {
+            columns = columns.div_ceil(2);
+        }
+        let y = Shared::new(y);
+        // Row blocks are the inner index: a thread meets the same weights again while they are in its cache.
+        (0..row_blocks * panels.count().div_ceil(columns))
+            .into_par_iter()
+            .with_max_len(1)
+            .for_each(|task| {
+                let (row_block, column_block) = (task % row_blocks, task / row_blocks);
+                let first = row_block * M_BLOCK;
+                let rows = M_BLOCK.min(m - first);
+                let stride = M_BLOCK + 8;
+                let mut table = vec![std::ptr::null(); self.segments.len() * stride];
+                for segment in 0..self.segments.len() {
+                    for i in 0..stride {
+                        // a tile that runs past the end reads the last row again and writes nothing
+                        table[segment * stride + i] = address(first + i.min(rows - 1), segment);
+                    }
+                }
+                let mut buffer = Scratch::take(panels.buffer_len(longest));
+                let first_panel = column_block * columns;
+                for (index, block) in blocks.iter().enumerate() {
+                    for panel in first_panel..(first_panel + columns).min(panels.count()) {
+                        let w = panels.rows(panel, block.k, block.len, &mut buffer);
+                        let stage = Stage {
+                            first,
+                            rows,
+                            column: panel * panels.width,
+                            n: panels.n,
+                            begins: index == 0,
+                            ends: index + 1 == blocks.len(),
+                        };
+                        // SAFETY: the table's pointers are valid by this function's contract, w holds the block; the rows and
+                        // columns of y written belong to this task alone.
+                        unsafe {
+                            column_of_tiles(
+                                panels.isa,
+                                &stage,
+                                &block.pieces,
+                                &table,
+                                stride,
+                                w,
+                                y.pointer(),
+                                &self.finish,
+                            )
+                        };
+                    }
+                }
+            });
+    }
+}
+
+/// Which part of y a run of tiles makes, and whether it is the first or the last block of k.
+struct Stage {
+    first: usize,
+    rows: usize,
+    column: usize,
+    n: usize,
+    begins: bool,
+    ends: bool,
+}
+
+kernel! {
+    /// All the tiles of a panel in a task's rows, for one block of k.
+    #[allow(clippy::too_many_arguments)] // a raw inner loop: a struct of them would only rename the list
+    fn column_of_tiles[S](
+        stage: &Stage,
+        pieces: &[Piece],
+        table: &[*const f32],
+        stride: usize,
+        w: *const f32,
+        y: *mut f32,
+        finish: &Finish,
+    ) {
+        let mut i = 0;
+        while i < stage.rows {
+            let left = stage.rows - i;
+            let rows = table.as_ptr().add(i);
+            if S::TILE_ROWS == 8 && left >= 7 {
+                one_tile::<S, 8>(stage, i, pieces, rows, stride, w, y, finish);
+                i += 8;
+            } else if left >= 5 {
+                one_tile::<S, 6>(stage, i, pieces, rows, stride, w, y, finish);
+                i += 6;
+            } else if left >= 3 {
+                one_tile::<S, 4>(stage, i, pieces, rows, stride, w, y, finish);
+                i += 4;
+            } else {
+                one_tile::<S, 2>(stage, i, pieces, rows, stride, w, y, finish);
+                i += 2;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // as above
+unsafe fn one_tile<S: Simd, const R: usize>(
+    stage: &Stage,
+    i: usize,
+    pieces: &[Piece],
+    table: *const *const f32,
+    stride: usize,
+    mut w: *const f32,
+    y: *mut f32,
+    finish: &Finish,
+) {
+    let mut acc = [[S::splat(0.0); 2]; R];
+    for piece in pieces {
+        let mut rows = [std::ptr::null(); R];
+        for r in 0..R {
+            rows[r] = (*table.add(piece.segment * stride + r)).add(piece.offset);
+        }
+        tile::<S, R, 2>(rows, piece.len, w, &mut acc);
+        w = w.add(piece.len * 2 * S::LANES);
+    }
+    // Through memory: the loops below must not keep the sums from living in registers above.
+    let mut sums = [0f32; 8 * 32];
+    for r in 0..R {
+        for j in 0..2 {
+            S::store(sums.as_mut_ptr().add((r * 2 + j) * S::LANES), acc[r][j]);
+        }
+    }
+    for r in 0..R.min(stage.rows - i) {
+        let row = stage.first + i + r;
+        for j in 0..2 {
+            let column = stage.column + j * S::LANES;
+            if column >= stage.n {
+                break;
+            }
+            let len = stage.n - column;
+            let at = y.add(row * stage.n + column);
+            let mut v = S::load(sums.as_ptr().add((r * 2 + j) * S::LANES));
+            if !stage.begins {
+                v = S::add(v, S::load_up_to(at, len));
+            }
+            if stage.ends {
+                v = finish.apply::<S>(v, row, column, len);
+            }
+            S::store_up_to(at, v, len);
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The CPU's arithmetic on plain slices of f32: no tensors, no weights' names, no models.
+//!
+//! Maps are channels last, (b, h, w, c), and contiguous; tokens are (b, length, features). Results do not depend on the
+//! number of threads, which is that of rayon's current pool, nor on what else is in the batch.
+//!
+//! - [`conv`]: convolutions; `conv_winograd` for 3x3 with stride 1
+//! - [`linear`]: linear layers and the gated feed-forward
+//! - [`attention`]: softmax(Q K^T) V, tiled
+//! - [`norm`]: group norm with SiLU, layer norm
+//! - [`activation`], [`resample`]
+//! - below them: `gemm` (the product), `packed` (weights), `epilogue` (what is folded into the writes), `simd`, `scratch`
+//!
+//! Every fast function has its definition beside it (`.._naive`), and `tests` compares them on awkward sizes for every
+//! instruction set of the machine. Lengths that do not fit are a programmer's mistake and panic.
+//!
+//! All `unsafe` here rests on two facts: an [`simd::Isa`] in hand was detected, and slices were checked against the shape
+//! at the entrance. The inner functions are unsafe as a whole, with their contract in their doc, so blocks inside
+//! them would say nothing more.
+#![allow(unsafe_op_in_unsafe_fn)]
+// Index loops over fixed small arrays unroll into registers; iterator chains over several of them at once read worse.
+#![allow(clippy::needless_range_loop)]
+
+pub mod activation;
+pub mod attention;
+pub mod conv;
+mod conv_winograd;
+mod epilogue;
+mod gemm;
+pub mod linear;
+pub mod norm;
+mod packed;
+pub mod resample;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod tests;
+
+pub use activation::{geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
+pub use attention::{AttentionShape, attention};
+pub use conv::{ConvShape, PackedConv2d};
+pub use epilogue::{Activation, Epilogue};
+pub use linear::PackedLinear;
+pub use norm::{GroupNormShape, group_norm, layer_norm};
+pub use packed::Weights;
+pub use resample::{upsample_nearest, upsample_nearest_2x};

@@ -1,0 +1,68 @@
+//! Working memory of the kernels, kept between calls: a fresh allocation of many megabytes costs a page fault for every 4 kB.
+use std::ops::{Deref, DerefMut};
+use std::sync::Mutex;
+
+static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+
+/// A buffer with unspecified contents, given back when dropped.
+pub struct Scratch {
+    buffer: Vec<f32>,
+    len: usize,
+}
+
+impl Scratch {
+    /// The smallest kept buffer that holds `len` numbers, or a new one.
+    pub fn take(len: usize) -> Self {
+        let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let fitting = (0..pool.len())
+            .filter(|&i| pool[i].len() >= len)
+            .min_by_key(|&i| pool[i].len());
+        // With none large enough one that is too small makes room, so that the pool never holds many sizes of one use.
+        let found = fitting.or_else(|| (0..pool.len()).max_by_key(|&i| pool[i].len()));
+        let mut buffer = found.map(|i| pool.swap_remove(i)).unwrap_or_default();
+        drop(pool);
+        if buffer.len() < len {
+            buffer = Vec::new();
+            buffer.resize(len, 0.0);
+        }
+        Scratch { buffer, len }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut pool = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        pool.push(std::mem::take(&mut self.buffer));
+    }
+}
+
+impl Deref for Scratch {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.len]
+    }
+}
+
+/// A slice that several tasks write at disjoint places.
+#[derive(Clone, Copy)]
+pub struct Shared(*mut f32);
+
+// SAFETY: the tasks that share it write disjoint ranges; each use states which.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub fn new(slice: &mut [f32]) -> Self {
+        Shared(slice.as_mut_ptr())
+    }
+    pub fn pointer(self) -> *mut f32 {
+        self.0
+    }
+}

@@ -1,0 +1,70 @@
+//! Self-attention over the pixels of a map (Ho et al. 2020, section 4), in the UNets without a text and in the VAE:
+//! `y = (x + to_out(attention(group_norm(x)))) / rescale`.
+use crate::engine::nn::{GroupNorm, Linear, Map, attention};
+use candle_core::Result;
+use candle_nn::VarBuilder;
+
+/// The parts of an attention block that differ between networks.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionStyle {
+    pub head_dim: usize,
+    /// None in a middle block under `resnet_time_scale_shift` "scale_shift", where the reference builds no norm.
+    pub groups: Option<usize>,
+    pub eps: f64,
+    pub rescale: f64,
+}
+
+pub struct AttentionBlock {
+    group_norm: Option<GroupNorm>,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    heads: usize,
+    rescale: f64,
+}
+
+impl AttentionBlock {
+    pub fn load(vb: VarBuilder, channels: usize, style: AttentionStyle) -> Result<Self> {
+        let heads = channels.checked_div(style.head_dim).unwrap_or(0);
+        if heads == 0 {
+            candle_core::bail!(
+                "attention_head_dim {} does not fit {channels} channels: it must be between 1 and {channels}",
+                style.head_dim
+            );
+        }
+        let inner = heads * style.head_dim;
+        Ok(Self {
+            group_norm: style
+                .groups
+                .map(|groups| GroupNorm::load(vb.pp("group_norm"), groups, channels, style.eps))
+                .transpose()?,
+            to_q: Linear::load(vb.pp("to_q"), channels, inner)?,
+            to_k: Linear::load(vb.pp("to_k"), channels, inner)?,
+            to_v: Linear::load(vb.pp("to_v"), channels, inner)?,
+            to_out: Linear::load(vb.pp("to_out.0"), inner, channels)?,
+            heads,
+            rescale: style.rescale,
+        })
+    }
+
+    pub fn forward(&self, x: &Map) -> Result<Map> {
+        let h = match &self.group_norm {
+            Some(norm) => norm.forward(x)?.tokens()?,
+            None => x.tokens()?,
+        };
+        let h = attention(
+            &self.to_q.forward(&h)?,
+            &self.to_k.forward(&h)?,
+            &self.to_v.forward(&h)?,
+            self.heads,
+            false,
+        )?;
+        let y = self.to_out.forward_residual(&h, &x.tokens()?)?;
+        x.with_tokens(&if self.rescale == 1.0 {
+            y
+        } else {
+            (y / self.rescale)?
+        })
+    }
+}

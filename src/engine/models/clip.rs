@@ -1,0 +1,171 @@
+//! CLIP's text tower (Radford et al. 2021, section 2.4): a causal transformer with the norms before the layers.
+//!
+//! ```text
+//! x = token_embedding[ids] + position_embedding
+//! for each layer:  x = x + attention(layer_norm1(x));   x = x + fc2(act(fc1(layer_norm2(x))))
+//! y = final_layer_norm(x)
+//! ```
+use super::config::check_count;
+use crate::engine::nn::{Activation, LayerNorm, Linear, attention};
+use anyhow::ensure;
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+use serde::Deserialize;
+
+/// `text_encoder/config.json`; absent keys take transformers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+pub struct ClipTextConfig {
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub max_position_embeddings: usize,
+    pub hidden_act: Activation,
+    pub layer_norm_eps: f64,
+}
+
+impl Default for ClipTextConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 49408,
+            hidden_size: 512,
+            intermediate_size: 2048,
+            num_hidden_layers: 12,
+            num_attention_heads: 8,
+            max_position_embeddings: 77,
+            hidden_act: Activation::QuickGelu,
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl ClipTextConfig {
+    /// Refuses what the tower cannot be.
+    pub fn check(&self) -> anyhow::Result<()> {
+        check_count("vocab_size", self.vocab_size, 1 << 24)?;
+        check_count("hidden_size", self.hidden_size, 1 << 16)?;
+        check_count("intermediate_size", self.intermediate_size, 1 << 20)?;
+        check_count("num_hidden_layers", self.num_hidden_layers, 1000)?;
+        check_count(
+            "max_position_embeddings",
+            self.max_position_embeddings,
+            1 << 16,
+        )?;
+        check_count(
+            "num_attention_heads",
+            self.num_attention_heads,
+            self.hidden_size,
+        )?;
+        ensure!(
+            self.hidden_size.is_multiple_of(self.num_attention_heads),
+            "num_attention_heads = {} does not divide hidden_size {}",
+            self.num_attention_heads,
+            self.hidden_size
+        );
+        Ok(())
+    }
+}
+
+pub struct ClipTextModel {
+    token_embedding: Tensor,
+    position_embedding: Tensor,
+    layers: Vec<EncoderLayer>,
+    final_layer_norm: LayerNorm,
+}
+
+impl ClipTextModel {
+    /// `dtype` is that of the activations.
+    pub fn load(config: &ClipTextConfig, vb: VarBuilder, dtype: DType) -> Result<Self> {
+        let width = config.hidden_size;
+        let embeddings = vb.pp("embeddings");
+        let layers = (0..config.num_hidden_layers)
+            .map(|i| EncoderLayer::load(config, vb.pp("encoder.layers").pp(i)));
+        Ok(Self {
+            token_embedding: embeddings
+                .get((config.vocab_size, width), "token_embedding.weight")?,
+            position_embedding: embeddings
+                .get(
+                    (config.max_position_embeddings, width),
+                    "position_embedding.weight",
+                )?
+                .to_dtype(dtype)?,
+            layers: layers.collect::<Result<_>>()?,
+            final_layer_norm: LayerNorm::load(
+                vb.pp("final_layer_norm"),
+                width,
+                config.layer_norm_eps,
+            )?,
+        })
+    }
+
+    /// `ids` are `b` rows of equal length `n`, at most `max_position_embeddings`; gives the last hidden states, `(b, n, hidden_size)`.
+    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
+        let n = ids[0].len();
+        let (device, dtype) = (
+            self.token_embedding.device(),
+            self.position_embedding.dtype(),
+        );
+        let flat = Tensor::from_vec(ids.concat(), ids.len() * n, device)?;
+        let tokens = self
+            .token_embedding
+            .index_select(&flat, 0)?
+            .to_dtype(dtype)?;
+        let mut x = tokens
+            .reshape((ids.len(), n, ()))?
+            .broadcast_add(&self.position_embedding.narrow(0, 0, n)?)?;
+        for layer in &self.layers {
+            x = layer.forward(&x)?;
+        }
+        self.final_layer_norm.forward(&x)
+    }
+}
+
+struct EncoderLayer {
+    layer_norm1: LayerNorm,
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    heads: usize,
+    activation: Activation,
+}
+
+impl EncoderLayer {
+    fn load(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
+        let width = config.hidden_size;
+        let projection = |name| Linear::load(vb.pp("self_attn").pp(name), width, width);
+        Ok(Self {
+            layer_norm1: LayerNorm::load(vb.pp("layer_norm1"), width, config.layer_norm_eps)?,
+            q_proj: projection("q_proj")?,
+            k_proj: projection("k_proj")?,
+            v_proj: projection("v_proj")?,
+            out_proj: projection("out_proj")?,
+            layer_norm2: LayerNorm::load(vb.pp("layer_norm2"), width, config.layer_norm_eps)?,
+            fc1: Linear::load(vb.pp("mlp.fc1"), width, config.intermediate_size)?,
+            fc2: Linear::load(vb.pp("mlp.fc2"), config.intermediate_size, width)?,
+            heads: config.num_attention_heads,
+            activation: config.hidden_act,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let h = self.layer_norm1.forward(x)?;
+        let h = attention(
+            &self.q_proj.forward(&h)?,
+            &self.k_proj.forward(&h)?,
+            &self.v_proj.forward(&h)?,
+            self.heads,
+            true,
+        )?;
+        let x = self.out_proj.forward_residual(&h, x)?;
+        let h = self
+            .activation
+            .of(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
+        self.fc2.forward_residual(&h, &x)
+    }
+}

@@ -1,0 +1,358 @@
+//! CLIP's byte-pair encoding from the checkpoint's own files, to exactly as many ids as the text encoder takes.
+//!
+//! The reference builds the same tokenizer around any vocabulary: of `tokenizer.json` it takes the vocabulary, the
+//! merges and the two tokens put around a text. The names of the special tokens come from `tokenizer_config.json`,
+//! `special_tokens_map.json` and `added_tokens.json`.
+use crate::engine::checkpoint::{Checkpoint, json};
+use anyhow::{Context, Result, anyhow, bail};
+use serde_json::{Map, Value};
+use std::path::Path;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+
+/// What CLIP splits a text into before merging bytes: contractions, words, single digits, the rest.
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const BOS: &str = "<|startoftext|>";
+const EOS: &str = "<|endoftext|>";
+const END_OF_WORD: &str = "</w>";
+/// CLIP's own vocabulary takes 4 MB.
+const FILE_LIMIT: u64 = 64 << 20;
+
+/// A text as ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// Exactly as many as were asked for.
+    pub ids: Vec<u32>,
+    /// How many the whole text has, with the two around it.
+    pub tokens: usize,
+    /// The end of the text, where it did not fit.
+    pub lost: Option<String>,
+}
+
+/// Text to ids.
+pub struct ClipTokenizer {
+    tokenizer: Tokenizer,
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    max_length: Option<usize>,
+}
+
+impl ClipTokenizer {
+    /// Reads the tokenizer of a checkpoint.
+    pub fn load(checkpoint: &Checkpoint, component: &str) -> Result<Self> {
+        let settings = Settings::read(checkpoint, component)?;
+        let (bpe, around, added) = match checkpoint.file(component, "tokenizer.json")? {
+            Some(path) => from_tokenizer_json(&path, settings.text("unk_token", EOS))
+                .with_context(|| path.display().to_string())?,
+            None => {
+                let need = |name: &str| {
+                    checkpoint.file(component, name)?.with_context(|| {
+                        format!(
+                            "{} has no {component}/tokenizer.json and no {component}/{name}",
+                            checkpoint.name()
+                        )
+                    })
+                };
+                let (vocab, merges) = (need("vocab.json")?, need("merges.txt")?);
+                let bpe = from_two_files(&vocab, &merges, settings.text("unk_token", EOS))
+                    .with_context(|| format!("{} and merges.txt beside it", vocab.display()))?;
+                (bpe, None, Vec::new())
+            }
+        };
+        Self::build(bpe, around, added, &settings)
+            .with_context(|| format!("{}/{component}", checkpoint.name()))
+    }
+
+    fn build(
+        bpe: BPE,
+        around: Option<(u32, u32)>,
+        added: Vec<Value>,
+        settings: &Settings,
+    ) -> Result<Self> {
+        let mut tokenizer = Tokenizer::new(bpe);
+        let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(plain)?;
+        tokenizer
+            .with_normalizer(Some(normalizers::Sequence::new(vec![
+                NFC.into(),
+                spaces.into(),
+                Lowercase.into(),
+            ])))
+            .map_err(plain)?;
+        let words = Split::new(
+            SplitPattern::Regex(WORDS.into()),
+            SplitDelimiterBehavior::Removed,
+            true,
+        )
+        .map_err(plain)?;
+        tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![
+            words.into(),
+            ByteLevel::default().add_prefix_space(false).into(),
+        ])));
+        tokenizer.with_decoder(Some(ByteLevel::default()));
+        let special = [
+            ("bos_token", BOS),
+            ("eos_token", EOS),
+            ("pad_token", EOS),
+            ("unk_token", EOS),
+        ];
+        for (key, default) in special {
+            let name = settings.text(key, default);
+            if tokenizer.token_to_id(name).is_none() {
+                bail!("the vocabulary lacks {:?}, the {key}", json::one_line(name));
+            }
+        }
+        // A special token is found in the text before anything else, so `!` that pads is never part of a word.
+        let mut tokens = settings.added_tokens(&added)?;
+        for (key, default) in special {
+            let name = settings.text(key, default);
+            if !tokens.iter().any(|t| t.content == name) {
+                tokens.push(settings.added_token(key, name));
+            }
+        }
+        tokenizer.add_tokens(tokens).map_err(plain)?;
+        let id = |key, default| {
+            tokenizer
+                .token_to_id(settings.text(key, default))
+                .with_context(|| format!("no {key}"))
+        };
+        let (bos, eos) = match around {
+            Some(around) => around,
+            None => (id("bos_token", BOS)?, id("eos_token", EOS)?),
+        };
+        let pad = id("pad_token", EOS)?;
+        Ok(Self {
+            tokenizer,
+            bos,
+            eos,
+            pad,
+            max_length: settings.max_length(),
+        })
+    }
+
+    /// The length the tokenizer's files state; `None` where they state none (1e30 stands for none).
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_length
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary(&self) -> usize {
+        let ids = self.tokenizer.get_vocab(true).into_values();
+        ids.max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// The ids of a text: the first `length - 2` between the two that mark its ends, then padding.
+    pub fn encode(&self, prompt: &str, length: usize) -> Result<Encoded> {
+        if length < 2 {
+            bail!("a text encoder of {length} positions has no room for a text");
+        }
+        let encoding = self.tokenizer.encode_fast(prompt, false).map_err(plain)?;
+        let all = encoding.get_ids();
+        let kept = &all[..all.len().min(length - 2)];
+        let mut ids = Vec::with_capacity(length);
+        ids.push(self.bos);
+        ids.extend_from_slice(kept);
+        ids.push(self.eos);
+        ids.resize(length, self.pad);
+        let lost = match &all[kept.len()..] {
+            [] => None,
+            rest => Some(self.decode(rest)?),
+        };
+        Ok(Encoded {
+            ids,
+            tokens: all.len() + 2,
+            lost,
+        })
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self.tokenizer.decode(ids, false).map_err(plain)?;
+        Ok(text.replace(END_OF_WORD, " ").trim().to_string())
+    }
+}
+
+/// The small files beside the vocabulary.
+struct Settings {
+    config: Map<String, Value>,
+    added: Map<String, Value>,
+}
+
+impl Settings {
+    fn read(checkpoint: &Checkpoint, component: &str) -> Result<Self> {
+        let optional = |name: &str| -> Result<Map<String, Value>> {
+            match checkpoint.file(component, name)? {
+                Some(path) => json::read_object(&path, json::CONFIG_LIMIT),
+                None => Ok(Map::new()),
+            }
+        };
+        let mut config = optional("tokenizer_config.json")?;
+        let mut added = Map::new();
+        // As the reference: files that list their added tokens have said it all.
+        if !config.contains_key("added_tokens_decoder") {
+            config.extend(optional("special_tokens_map.json")?);
+            added = optional("added_tokens.json")?;
+        }
+        Ok(Self { config, added })
+    }
+
+    /// A token's text, which stands alone or in an object.
+    fn text<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
+        let value = self.config.get(key).unwrap_or(&Value::Null);
+        value
+            .as_str()
+            .or_else(|| value.get("content")?.as_str())
+            .unwrap_or(default)
+    }
+
+    fn added_token(&self, key: &str, name: &str) -> AddedToken {
+        match self.config.get(key) {
+            Some(Value::Object(fields)) => token(fields, name, true),
+            _ => AddedToken::from(name, true),
+        }
+    }
+
+    /// The tokens that the files add to the vocabulary.
+    fn added_tokens(&self, of_tokenizer_json: &[Value]) -> Result<Vec<AddedToken>> {
+        let listed = match self
+            .config
+            .get("added_tokens_decoder")
+            .and_then(Value::as_object)
+        {
+            Some(listed) => listed.values().collect::<Vec<_>>(),
+            None => of_tokenizer_json.iter().collect(),
+        };
+        let mut tokens = Vec::new();
+        for value in listed {
+            let fields = value
+                .as_object()
+                .context("an added token is not an object")?;
+            let name = fields
+                .get("content")
+                .and_then(Value::as_str)
+                .context("an added token has no content")?;
+            tokens.push(token(fields, name, false));
+        }
+        for name in self.added.keys() {
+            if !tokens.iter().any(|t| t.content == *name) {
+                tokens.push(AddedToken::from(name.as_str(), false));
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn max_length(&self) -> Option<usize> {
+        let length = self.config.get("model_max_length")?.as_f64()?;
+        (2.0..=1e6).contains(&length).then_some(length as usize)
+    }
+}
+
+fn token(fields: &Map<String, Value>, name: &str, special: bool) -> AddedToken {
+    let flag = |key: &str, default| fields.get(key).and_then(Value::as_bool).unwrap_or(default);
+    let special = flag("special", special);
+    AddedToken::from(name, special)
+        .single_word(flag("single_word", false))
+        .lstrip(flag("lstrip", false))
+        .rstrip(flag("rstrip", false))
+        .normalized(flag("normalized", !special))
+}
+
+fn bpe(vocab: Vocab, merges: Vec<(String, String)>, unk: &str) -> Result<BPE> {
+    BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .continuing_subword_prefix(String::new())
+        .end_of_word_suffix(END_OF_WORD.into())
+        .unk_token(unk.into())
+        .build()
+        .map_err(plain)
+}
+
+fn vocabulary(map: &Map<String, Value>) -> Result<Vocab> {
+    let id = |(name, id): (&String, &Value)| {
+        let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|&id| id < u32::MAX / 2);
+        Ok((
+            name.clone(),
+            id.with_context(|| format!("the id of {:?} is not a number", json::one_line(name)))?,
+        ))
+    };
+    map.iter().map(id).collect()
+}
+
+/// `bos` and `eos` where the file says which tokens go around a text.
+type Parts = (BPE, Option<(u32, u32)>, Vec<Value>);
+
+fn from_tokenizer_json(path: &Path, unk: &str) -> Result<Parts> {
+    let root = json::read_object(path, FILE_LIMIT)?;
+    let model = root
+        .get("model")
+        .and_then(Value::as_object)
+        .context("has no model")?;
+    if model
+        .get("type")
+        .and_then(Value::as_str)
+        .is_some_and(|kind| kind != "BPE")
+    {
+        bail!("its model is not BPE, which is CLIP's");
+    }
+    let vocab = vocabulary(
+        model
+            .get("vocab")
+            .and_then(Value::as_object)
+            .context("has no vocab")?,
+    )?;
+    let merge = |value: &Value| {
+        let pair = match value {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(two) => match two.as_slice() {
+                [Value::String(a), Value::String(b)] => Some((a.as_str(), b.as_str())),
+                _ => None,
+            },
+            _ => None,
+        };
+        let (a, b) = pair.context("a merge is not a pair of tokens")?;
+        Ok((a.to_string(), b.to_string()))
+    };
+    let merges = model
+        .get("merges")
+        .and_then(Value::as_array)
+        .context("has no merges")?;
+    let merges = merges.iter().map(merge).collect::<Result<_>>()?;
+    let end = |key: &str| -> Option<u32> {
+        let id = root.get("post_processor")?.get(key)?.get(1)?.as_u64()?;
+        u32::try_from(id).ok()
+    };
+    let around = end("cls").zip(end("sep"));
+    let added = root
+        .get("added_tokens")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    Ok((bpe(vocab, merges, unk)?, around, added))
+}
+
+fn from_two_files(vocab: &Path, merges: &Path, unk: &str) -> Result<BPE> {
+    let vocab = vocabulary(&json::read_object(vocab, FILE_LIMIT)?)?;
+    let text = String::from_utf8(json::read_bounded(merges, FILE_LIMIT)?)
+        .context("merges.txt is not UTF-8")?;
+    let mut pairs = Vec::new();
+    for line in text.lines().filter(|line| !line.starts_with("#version")) {
+        let pair = line.split_once(' ').filter(|(_, b)| !b.contains(' '));
+        let (a, b) = pair.with_context(|| {
+            format!(
+                "merges.txt: {:?} is not a pair of tokens",
+                json::one_line(line)
+            )
+        })?;
+        pairs.push((a.to_string(), b.to_string()));
+    }
+    bpe(vocab, pairs, unk)
+}
+
+fn plain(err: Box<dyn std::error::Error + Send + Sync>) -> anyhow::Error {
+    anyhow!("{}", json::one_line(&err.to_string()))
+}

@@ -1,0 +1,136 @@
+//! The network that predicts the noise: `UNet2DModel` (Ho et al. 2020) and `UNet2DConditionModel` (Rombach et al. 2022), one structure.
+//!
+//! ```text
+//! temb = time_embedding(t);   h = conv_in(x);   down (keeping maps), mid, up (taking them back);   conv_out(act(conv_norm_out(h)))
+//! ```
+//! Everything that differs between the two is decided by [`super::unet_config`] from the checkpoint's own numbers.
+use super::blocks::{DownBlock, MidBlock, UpBlock};
+use super::timestep::TimestepEmbedding;
+use super::transformer::{Text, TextAttention, TextSlots};
+use super::unet_config::UNetConfig;
+use crate::engine::nn::{Activation, Conv2d, ConvShape, GroupNorm, Map};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+pub struct UNet {
+    center_input_sample: bool,
+    activation: Activation,
+    time_embedding: TimestepEmbedding,
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: Option<MidBlock>,
+    up_blocks: Vec<UpBlock>,
+    conv_norm_out: GroupNorm,
+    out_activation: Activation,
+    conv_out: Conv2d,
+    dtype: DType,
+    device: Device,
+}
+
+impl UNet {
+    /// `dtype` is that of the activations.
+    pub fn load(config: &UNetConfig, vb: VarBuilder, dtype: DType) -> Result<Self> {
+        let slots = TextSlots::default();
+        let widths = &config.block_out_channels;
+        let first = widths[0];
+        let blocks = config.down.len();
+
+        let down_blocks = (0..blocks).map(|i| {
+            let from = if i == 0 { first } else { widths[i - 1] };
+            let downsample = (i + 1 < blocks).then_some(config.downsample_padding);
+            DownBlock::load(
+                vb.pp("down_blocks").pp(i),
+                config.down[i],
+                (from, widths[i]),
+                downsample,
+                &slots,
+            )
+        });
+        let down_blocks = down_blocks.collect::<Result<_>>()?;
+        let mid_block = config
+            .mid
+            .map(|style| MidBlock::load(vb.pp("mid_block"), style, widths[blocks - 1], &slots))
+            .transpose()?;
+        let up_blocks = (0..blocks).map(|i| {
+            // Numbered from the bottom: block i mirrors the down block `blocks - 1 - i`.
+            let level = blocks - 1 - i;
+            let (to, below) = (widths[level], widths[(level + 1).min(blocks - 1)]);
+            let kept_last = widths[level.saturating_sub(1)];
+            let layers = config.up[i].layers;
+            let inputs: Vec<usize> = (0..layers)
+                .map(|j| if j == 0 { below } else { to } + if j + 1 == layers { kept_last } else { to })
+                .collect();
+            UpBlock::load(vb.pp("up_blocks").pp(i), config.up[i], &inputs, to, i + 1 < blocks, &slots)
+        });
+        Ok(Self {
+            center_input_sample: config.center_input_sample,
+            activation: config.activation,
+            time_embedding: TimestepEmbedding::load(
+                vb.pp("time_embedding"),
+                config.sinusoid,
+                config.time_embed_dim,
+                config.time_activation,
+                dtype,
+            )?,
+            conv_in: Conv2d::load(
+                vb.pp("conv_in"),
+                ConvShape::same(config.in_channels, first, config.conv_in_kernel),
+            )?,
+            down_blocks,
+            mid_block,
+            up_blocks: up_blocks.collect::<Result<_>>()?,
+            conv_norm_out: GroupNorm::load(
+                vb.pp("conv_norm_out"),
+                config.norm_num_groups,
+                first,
+                config.norm_eps,
+            )?,
+            out_activation: config.out_activation,
+            conv_out: Conv2d::load(
+                vb.pp("conv_out"),
+                ConvShape::same(first, config.out_channels, config.conv_out_kernel),
+            )?,
+            dtype,
+            device: vb.device().clone(),
+        })
+    }
+
+    /// Prepares a text `(b, n, cross_attention_dim)` for the calls that follow.
+    pub fn text(&self, states: &Tensor) -> Result<Text> {
+        let down = self.down_blocks.iter().flat_map(DownBlock::text_attentions);
+        let mid = self.mid_block.iter().flat_map(MidBlock::text_attentions);
+        let up = self.up_blocks.iter().flat_map(UpBlock::text_attentions);
+        let attentions: Vec<&TextAttention> = down.chain(mid).chain(up).collect();
+        Text::new(
+            attentions.into_iter(),
+            &states.to_dtype(self.dtype)?.to_device(&self.device)?,
+        )
+    }
+
+    /// `x` is `(b, in_channels, h, w)` in any dtype, `t` the timestep of the whole batch; gives `(b, out_channels, h, w)` in the dtype of `x`.
+    pub fn forward(&self, x: &Tensor, t: f64, text: Option<&Text>) -> Result<Tensor> {
+        let dtype = x.dtype();
+        let x = if self.center_input_sample {
+            ((x * 2.0)? - 1.0)?
+        } else {
+            x.clone()
+        };
+        let temb = self.activation.of(&self.time_embedding.forward(t)?)?;
+
+        let mut x = self
+            .conv_in
+            .forward(&Map::from_nchw(&x.to_dtype(self.dtype)?)?)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, &temb, text, &mut skips)?;
+        }
+        if let Some(mid) = &self.mid_block {
+            x = mid.forward(&x, Some(&temb), text)?;
+        }
+        for block in &self.up_blocks {
+            x = block.forward(x, &temb, text, &mut skips)?;
+        }
+        let x = self.conv_norm_out.forward_act(&x, self.out_activation)?;
+        self.conv_out.forward(&x)?.to_nchw()?.to_dtype(dtype)
+    }
+}

@@ -1,0 +1,67 @@
+//! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
+use super::{own_kernels_for, with_f32, write_f32};
+use crate::engine::kernels::{self, AttentionShape};
+use candle_core::{DType, Result, Tensor};
+
+/// `q` is `(b, n, heads*d)`, `k` and `v` are `(b, m, heads*d)`; gives `(b, n, heads*d)`.
+/// `causal` hides from each row the rows after it.
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    let (b, n, width) = q.dims3()?;
+    if own_kernels_for(q) {
+        let shape = AttentionShape {
+            b,
+            heads,
+            lq: n,
+            lk: k.dim(1)?,
+            d: width / heads,
+            causal,
+        };
+        let scale = 1.0 / (shape.d as f32).sqrt();
+        return with_f32(q, |q| {
+            with_f32(k, |k| {
+                with_f32(v, |v| {
+                    write_f32((b, n, width), |y| {
+                        kernels::attention(q, k, v, shape, scale, y)
+                    })
+                })
+            })
+        })???;
+    }
+    let split = |x: &Tensor| -> Result<Tensor> {
+        let (b, rows, width) = x.dims3()?;
+        x.reshape((b, rows, heads, width / heads))?
+            .transpose(1, 2)?
+            .contiguous()
+    };
+    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
+    let scale = 1.0 / ((width / heads) as f64).sqrt();
+    // Scores in f32 at least, whatever the model's dtype: what `upcast_attention` asks for, for every model.
+    let scores = ((q * scale)?.matmul(&k.t()?)?).to_dtype(if v.dtype() == DType::F64 {
+        DType::F64
+    } else {
+        DType::F32
+    })?;
+    let scores = if causal {
+        let m = k.dim(2)?;
+        let hidden: Vec<f32> = (0..n * m)
+            .map(|at| {
+                if at % m > at / m {
+                    f32::NEG_INFINITY
+                } else {
+                    0.0
+                }
+            })
+            .collect();
+        scores.broadcast_add(
+            &Tensor::from_vec(hidden, (n, m), scores.device())?.to_dtype(scores.dtype())?,
+        )?
+    } else {
+        scores
+    };
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
+    weights
+        .matmul(&v)?
+        .transpose(1, 2)?
+        .contiguous()?
+        .reshape((b, n, width))
+}

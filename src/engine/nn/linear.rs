@@ -1,0 +1,94 @@
+//! The affine map of a row.
+use super::{Activation, own_kernels, small, with_f32, with_optional, with_weights, write_f32};
+use crate::engine::kernels::{Epilogue, PackedLinear};
+use candle_core::{D, Result, Shape, Tensor};
+use candle_nn::VarBuilder;
+
+/// `y = x W^T + bias` on the last axis.
+pub enum Linear {
+    Packed(PackedLinear),
+    Candle {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
+}
+
+impl Linear {
+    /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`.
+    pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_with(vb, inputs, outputs, true)
+    }
+
+    pub fn load_no_bias(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        Self::load_with(vb, inputs, outputs, false)
+    }
+
+    fn load_with(vb: VarBuilder, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
+        let weight = vb.get((outputs, inputs), "weight")?;
+        if !own_kernels(&vb) {
+            let bias = bias.then(|| vb.get(outputs, "bias")).transpose()?;
+            return Ok(Self::Candle { weight, bias });
+        }
+        let bias = bias.then(|| small(&vb, outputs, "bias")).transpose()?;
+        with_weights(&weight, |weight| {
+            Self::Packed(PackedLinear::pack(weight, outputs, inputs, bias.as_deref()))
+        })
+    }
+
+    /// `(.., inputs)` to `(.., outputs)`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.run(x, None)
+    }
+
+    /// `x W^T + bias + residual`
+    pub fn forward_residual(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        self.run(x, Some(residual))
+    }
+
+    /// `a * gelu(g)`, where `(a, g)` are the halves of `x W^T + bias` (GEGLU, Shazeer 2020): `(.., outputs / 2)`.
+    pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Packed(linear) => {
+                let (m, shape) = rows(x, linear.out_features() / 2)?;
+                with_f32(x, |x| write_f32(shape, |y| linear.run_geglu(x, m, y)))?
+            }
+            Self::Candle { .. } => {
+                let halves = self.forward(x)?.chunk(2, D::Minus1)?;
+                &halves[0] * Activation::Gelu.of(&halves[1])?
+            }
+        }
+    }
+
+    fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match self {
+            Self::Packed(linear) => {
+                let (m, shape) = rows(x, linear.out_features())?;
+                with_optional(residual, |residual| {
+                    let epilogue = Epilogue {
+                        residual,
+                        ..Epilogue::default()
+                    };
+                    with_f32(x, |x| write_f32(shape, |y| linear.run(x, m, epilogue, y)))
+                })??
+            }
+            Self::Candle { weight, bias } => {
+                let mut y = x.broadcast_matmul(&weight.t()?)?;
+                if let Some(bias) = bias {
+                    y = y.broadcast_add(bias)?;
+                }
+                match residual {
+                    Some(residual) => y + residual,
+                    None => Ok(y),
+                }
+            }
+        }
+    }
+}
+
+/// The number of rows of `x` and the shape of a result with `outputs` columns.
+fn rows(x: &Tensor, outputs: usize) -> Result<(usize, Shape)> {
+    let mut dims = x.dims().to_vec();
+    let inputs = dims.pop().unwrap_or(1);
+    dims.push(outputs);
+    Ok((x.elem_count() / inputs.max(1), Shape::from(dims)))
+}

@@ -1,0 +1,130 @@
+//! Normalisation: `y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias`, the moments in f32 or better.
+use super::{Activation, Map, own_kernels, small, with_f32, write_f32};
+use crate::engine::kernels::{self, GroupNormShape};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// The scale and the shift of every channel, where the kernel that uses them wants them.
+enum Affine {
+    Own { weight: Vec<f32>, bias: Vec<f32> },
+    Candle { weight: Tensor, bias: Tensor },
+}
+
+impl Affine {
+    fn load(vb: VarBuilder, channels: usize) -> Result<Self> {
+        Ok(match own_kernels(&vb) {
+            true => Self::Own {
+                weight: small(&vb, channels, "weight")?,
+                bias: small(&vb, channels, "bias")?,
+            },
+            false => Self::Candle {
+                weight: vb.get(channels, "weight")?,
+                bias: vb.get(channels, "bias")?,
+            },
+        })
+    }
+}
+
+/// Over the pixels and channels of each group of channels of one image (Wu & He 2018).
+pub struct GroupNorm {
+    groups: usize,
+    eps: f64,
+    affine: Affine,
+}
+
+impl GroupNorm {
+    /// Loads `weight` and `bias`, `(channels)`. `groups` divides `channels`.
+    pub fn load(vb: VarBuilder, groups: usize, channels: usize, eps: f64) -> Result<Self> {
+        if groups == 0 || !channels.is_multiple_of(groups) {
+            candle_core::bail!(
+                "{channels} channels cannot be normalised in {groups} groups: norm_num_groups must divide them"
+            );
+        }
+        Ok(Self {
+            groups,
+            eps,
+            affine: Affine::load(vb, channels)?,
+        })
+    }
+
+    pub fn forward(&self, x: &Map) -> Result<Map> {
+        self.run(x, false)
+    }
+
+    /// The activation of the normalised map; SiLU in the same pass.
+    pub fn forward_act(&self, x: &Map, activation: Activation) -> Result<Map> {
+        match activation {
+            Activation::Silu => self.run(x, true),
+            other => other.of_map(&self.run(x, false)?),
+        }
+    }
+
+    fn run(&self, x: &Map, silu: bool) -> Result<Map> {
+        let (b, h, w, c) = x.dims()?;
+        let y = match &self.affine {
+            Affine::Own { weight, bias } => {
+                let shape = GroupNormShape {
+                    b,
+                    pixels: h * w,
+                    channels: c,
+                    groups: self.groups,
+                };
+                with_f32(x.nhwc(), |x| {
+                    write_f32((b, h, w, c), |y| {
+                        kernels::group_norm(x, shape, (weight, bias), self.eps as f32, silu, y)
+                    })
+                })??
+            }
+            Affine::Candle { weight, bias } => {
+                let grouped = x.nhwc().reshape((b, h * w, self.groups, c / self.groups))?;
+                let y = normalise(&grouped, &[1, 3], self.eps)?.reshape((b, h, w, c))?;
+                let y = y.broadcast_mul(weight)?.broadcast_add(bias)?;
+                if silu { y.silu()? } else { y }
+            }
+        };
+        Ok(Map::from_nhwc(y))
+    }
+}
+
+/// Over the channels of each row (Ba et al. 2016).
+pub struct LayerNorm {
+    eps: f64,
+    affine: Affine,
+}
+
+impl LayerNorm {
+    /// Loads `weight` and `bias`, `(channels)`.
+    pub fn load(vb: VarBuilder, channels: usize, eps: f64) -> Result<Self> {
+        Ok(Self {
+            eps,
+            affine: Affine::load(vb, channels)?,
+        })
+    }
+
+    /// `(.., channels)` to the same shape.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.affine {
+            Affine::Own { weight, bias } => with_f32(x, |values| {
+                write_f32(x.shape(), |y| {
+                    kernels::layer_norm(values, weight, bias, self.eps as f32, y)
+                })
+            })?,
+            Affine::Candle { weight, bias } => normalise(x, &[x.rank() - 1], self.eps)?
+                .broadcast_mul(weight)?
+                .broadcast_add(bias),
+        }
+    }
+}
+
+fn normalise(x: &Tensor, axes: &[usize], eps: f64) -> Result<Tensor> {
+    let dtype = x.dtype();
+    let x = match dtype {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?,
+        _ => x.clone(),
+    };
+    let centred = x.broadcast_sub(&x.mean_keepdim(axes)?)?;
+    let variance = centred.sqr()?.mean_keepdim(axes)?;
+    centred
+        .broadcast_div(&(variance + eps)?.sqrt()?)?
+        .to_dtype(dtype)
+}

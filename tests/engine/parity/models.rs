@@ -1,0 +1,137 @@
+//! Networks with diffusers' random weights. In f64 they are the same function; in f32 they are as close to it as torch's f32 is.
+use super::support::{distance, fixture, magnitude, tensors};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use diffuse::engine::models::{clip::*, unet::UNet, unet_config::UNetFile, vae::*};
+use std::collections::HashMap;
+
+fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
+    let all: HashMap<String, Tensor> = tensors(&fixture("models").join(name).join(file))
+        .into_iter()
+        .map(|(k, v)| {
+            let v = if k.contains("proj_in") || k.contains("proj_out") {
+                if v.rank() == 4 {
+                    v.flatten_from(1).unwrap()
+                } else {
+                    v
+                }
+            } else {
+                v
+            };
+            (k, v)
+        })
+        .collect();
+    VarBuilder::from_tensors(all, dtype, &Device::Cpu)
+}
+
+fn config<C: serde::de::DeserializeOwned>(name: &str) -> C {
+    serde_json::from_slice(
+        &std::fs::read(fixture("models").join(name).join("config.json")).unwrap(),
+    )
+    .unwrap()
+}
+
+/// `run` gives the network's output in the dtype of its activations. f64 agrees to rounding (the sinusoid alone is f32 in both).
+/// f32 may be three times as far from the f64 output as torch's f32 is, or 4e-6 of the largest value where torch is nearer by luck.
+fn compare(name: &str, run: impl Fn(&HashMap<String, Tensor>, DType) -> Tensor) {
+    let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
+    let exact = &expected["f64"];
+    let scale = magnitude(exact);
+    let f64_error = distance(&run(&expected, DType::F64), exact);
+    assert!(
+        f64_error <= 2e-6 * scale,
+        "{name}: f64 differs by {f64_error:e} of {scale}"
+    );
+    let f32_error = distance(&run(&expected, DType::F32), exact);
+    let bound = (3.0 * distance(&expected["f32"], exact)).max(4e-6 * scale);
+    println!("{name}: f64 {f64_error:.1e}, f32 {f32_error:.1e}, bound {bound:.1e}");
+    assert!(
+        f32_error <= bound,
+        "{name}: f32 differs by {f32_error:e}, more than {bound:e}"
+    );
+}
+
+#[test]
+fn unconditional_unets_are_diffusers() {
+    for name in [
+        "ddpm-cat",
+        "butterflies",
+        "scale-shift",
+        "no-attention",
+        "no-middle",
+    ] {
+        compare(name, |e, dtype| {
+            let config = config::<UNetFile>(name).unconditional().unwrap();
+            let unet = UNet::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
+            unet.forward(
+                &e["x"].to_dtype(dtype).unwrap(),
+                e["t"].to_scalar::<f32>().unwrap() as f64,
+                None,
+            )
+            .unwrap()
+        });
+    }
+}
+
+#[test]
+fn conditional_unets_are_diffusers() {
+    for name in ["sd1", "sd2", "distilled", "only-cross", "mixed"] {
+        compare(name, |e, dtype| {
+            let config = config::<UNetFile>(name).conditional().unwrap();
+            let unet = UNet::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
+            let text = unet.text(&e["text"].to_dtype(dtype).unwrap()).unwrap();
+            unet.forward(
+                &e["x"].to_dtype(dtype).unwrap(),
+                e["t"].to_scalar::<f32>().unwrap() as f64,
+                Some(&text),
+            )
+            .unwrap()
+        });
+    }
+}
+
+#[test]
+fn vae_decoders_are_diffusers() {
+    for name in ["vae", "vae-plain"] {
+        compare(name, |e, dtype| {
+            let config: VaeConfig = config(name);
+            config.check().unwrap();
+            let vae = VaeDecoder::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
+            vae.decode(&e["x"].to_dtype(dtype).unwrap()).unwrap()
+        });
+    }
+}
+
+#[test]
+fn text_towers_are_transformers() {
+    for name in ["clip", "open-clip"] {
+        compare(name, |e, dtype| {
+            let config: ClipTextConfig = config(name);
+            config.check().unwrap();
+            let tower =
+                ClipTextModel::load(&config, builder(name, "model.safetensors", dtype), dtype)
+                    .unwrap();
+            let ids: Vec<Vec<i64>> = e["ids"].to_vec2().unwrap();
+            let ids: Vec<Vec<u32>> = ids
+                .into_iter()
+                .map(|row| row.into_iter().map(|id| id as u32).collect())
+                .collect();
+            tower.forward(&ids).unwrap()
+        });
+    }
+}
