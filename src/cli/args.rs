@@ -4,7 +4,11 @@ use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
 use anyhow::{Context, Result};
-use clap::{ArgAction, Args, ValueHint, builder::RangedU64ValueParser};
+use clap::{
+    ArgAction, Args, ValueHint,
+    builder::{PossibleValue, TypedValueParser},
+};
+use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -14,8 +18,8 @@ use std::str::FromStr;
 pub struct SamplingArgs {
     /// Denoising steps, at most the model's training steps (most have 1000)
     #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true,
-          value_parser = clap::value_parser!(u32).range(1..))]
-    steps: u32,
+          value_parser = steps)]
+    steps: usize,
     /// Sampler [default: the one that the model names]
     #[arg(long, value_name = "NAME", value_enum)]
     scheduler: Option<SchedulerKind>,
@@ -24,7 +28,7 @@ pub struct SamplingArgs {
     seed: Option<u64>,
     /// Pictures to draw; picture k has the seed plus k
     #[arg(short, long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..=100_000))]
+          value_parser = images)]
     num_images: usize,
 }
 
@@ -34,7 +38,7 @@ impl SamplingArgs {
         Sampling {
             seed: self.seed.unwrap_or_else(draw_seed),
             images: self.num_images,
-            steps: self.steps as usize,
+            steps: self.steps,
             scheduler: self.scheduler,
         }
     }
@@ -65,14 +69,14 @@ impl OutputArgs {
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
     /// auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = DeviceChoice::from_str)]
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = DeviceParser, hide_possible_values = true)]
     device: DeviceChoice,
     /// Precision of the weights; auto is f16 on CUDA and f32 on the CPU
     #[arg(long, value_name = "NAME", default_value = "auto", value_enum)]
     dtype: Precision,
     /// Threads on the CPU [default: one for each core]
     #[arg(long, value_name = "N", allow_negative_numbers = true,
-          value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+          value_parser = threads)]
     threads: Option<usize>,
     /// Say nothing on stderr but errors
     #[arg(short, long, conflicts_with = "verbose")]
@@ -114,15 +118,35 @@ fn draw_seed() -> u64 {
     RandomState::new().build_hasher().finish() >> 32
 }
 
+fn steps(text: &str) -> Result<usize, String> {
+    // The upper end is the model's, which is not open yet.
+    whole(text, u32::MAX as usize, "a whole number of 1 or more")
+}
+
+fn images(text: &str) -> Result<usize, String> {
+    whole(text, 100_000, "a whole number from 1 to 100000")
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    whole(text, 1024, "a whole number from 1 to 1024")
+}
+
+fn whole(text: &str, most: usize, accepted: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!("give {accepted}")),
+    }
+}
+
 fn seed(text: &str) -> Result<u64, String> {
     text.parse()
-        .map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
+        .map_err(|_| format!("give a whole number from 0 to {}", u64::MAX))
 }
 
 pub fn guidance_scale(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(scale) if scale.is_finite() => Ok(scale),
-        _ => Err("guidance is a finite number, as in 7.5; 1 or less is no guidance".to_owned()),
+        _ => Err("give a finite number, as in 7.5; 1 or less is no guidance".to_owned()),
     }
 }
 
@@ -131,16 +155,13 @@ pub fn side(text: &str) -> Result<u32, String> {
     const MOST: u32 = 65_536;
     let side: u32 = match text.parse() {
         Ok(side) if (8..=MOST).contains(&side) => side,
-        _ => return Err(format!("a side is a multiple of 8 from 8 to {MOST}")),
+        _ => return Err(format!("give a multiple of 8 from 8 to {MOST}")),
     };
     let below = side / 8 * 8;
     if side == below {
         Ok(side)
     } else {
-        Err(format!(
-            "it is not a multiple of 8; try {below} or {}",
-            below + 8
-        ))
+        Err(format!("not a multiple of 8; try {below} or {}", below + 8))
     }
 }
 
@@ -153,5 +174,28 @@ fn png_path(text: &str) -> Result<PathBuf, String> {
         Ok(path)
     } else {
         Err("pictures are PNG files; give a name that ends in .png".to_owned())
+    }
+}
+
+/// Any device; shells are offered those that have no number.
+#[derive(Clone)]
+struct DeviceParser;
+
+impl TypedValueParser for DeviceParser {
+    type Value = DeviceChoice;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<DeviceChoice, clap::Error> {
+        DeviceChoice::from_str.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue>>> {
+        Some(Box::new(
+            ["auto", "cpu", "cuda"].map(PossibleValue::new).into_iter(),
+        ))
     }
 }

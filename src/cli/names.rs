@@ -189,3 +189,54 @@ fn slug(subject: &str) -> String {
         slug
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_prompt_becomes_a_name_that_every_shell_takes() {
+        assert_eq!(slug("Astronaut riding a horse"), "astronaut-riding-a-horse");
+        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
+        assert_eq!(slug("  -rf *  "), "rf");
+        assert_eq!(slug("Füchse im 雪"), "füchse-im-雪");
+        assert_eq!(slug(""), "picture");
+        assert_eq!(slug("🦊!\0\n"), "picture");
+    }
+
+    #[test]
+    fn long_prompts_are_cut_between_words_and_endless_words_between_letters() {
+        // 13 words of 6 bytes with their hyphens, less the last hyphen.
+        assert_eq!(slug(&"horse ".repeat(50)), ["horse"; 13].join("-"));
+        assert_eq!(slug(&"馬".repeat(50)), "馬".repeat(26));
+    }
+
+    #[test]
+    fn a_model_is_named_by_its_last_part() {
+        assert_eq!(model_name("google/ddpm-cat-256"), "ddpm-cat-256");
+        assert_eq!(model_name("./models/tiny-sd/"), "tiny-sd");
+        assert_eq!(model_name("/"), "");
+    }
+
+    #[test]
+    fn several_pictures_are_numbered_before_the_extension() {
+        let path = Path::new("out/a.b.png");
+        assert_eq!(numbered(path, 0, 1), path);
+        assert_eq!(numbered(path, 0, 2), Path::new("out/a.b-1.png"));
+        assert_eq!(numbered(path, 1, 2), Path::new("out/a.b-2.png"));
+        let free: Vec<_> = free_names(path.into()).take(3).collect();
+        let names = ["out/a.b.png", "out/a.b-2.png", "out/a.b-3.png"];
+        assert_eq!(free, names.map(PathBuf::from));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn any_text_makes_a_short_name_of_letters_digits_and_hyphens(text in any::<String>()) {
+            let slug = slug(&text);
+            prop_assert!(!slug.is_empty() && slug.len() <= SLUG_BYTES);
+            prop_assert!(slug.split('-').all(|word| !word.is_empty()), "{}", slug);
+        }
+    }
+}

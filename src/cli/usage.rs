@@ -21,12 +21,11 @@ pub fn report(err: &clap::Error) -> ExitCode {
 
 /// Clap's paragraphs in one line, without the usage.
 fn line(message: &str) -> String {
-    let help = if message.contains("Usage: diffuse txt2img") {
-        "diffuse txt2img --help"
-    } else if message.contains("Usage: diffuse ddpm") {
-        "diffuse ddpm --help"
-    } else {
-        "diffuse --help"
+    // An error in a value carries no usage, so the command's name is looked for where the user wrote it.
+    let help = match std::env::args_os().nth(1) {
+        Some(name) if name == "ddpm" => "diffuse ddpm --help",
+        Some(name) if name == "txt2img" => "diffuse txt2img --help",
+        _ => "diffuse --help",
     };
     let message = message.strip_prefix("error: ").unwrap_or(message);
     let parts: Vec<_> = message

@@ -1,0 +1,6 @@
+//! The program as its user meets it: arguments in, exit code, files and text out.
+mod completions;
+mod errors;
+mod help;
+mod smoke;
+mod support;

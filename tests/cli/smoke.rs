@@ -1,0 +1,1 @@
+//! Both commands, argv to PNG, on the small checkpoints that come with the program.
