@@ -1,0 +1,5 @@
+//! The engine against diffusers' own numbers, and the laws it must keep.
+mod parity {
+    mod schedulers;
+}
+mod schedule_laws;
