@@ -12,7 +12,13 @@ fn folder() -> PathBuf {
 
 /// File name and content for every shell.
 fn rendered() -> BTreeMap<String, String> {
-    let shells = [Shell::Bash, Shell::Zsh, Shell::Fish, Shell::Elvish, Shell::PowerShell];
+    let shells = [
+        Shell::Bash,
+        Shell::Zsh,
+        Shell::Fish,
+        Shell::Elvish,
+        Shell::PowerShell,
+    ];
     let render = |shell: Shell| {
         let mut bytes = Vec::new();
         generate(shell, &mut diffuse::cli::command(), "diffuse", &mut bytes);
@@ -27,14 +33,20 @@ fn completions_are_current() {
     let rendered = rendered();
     for (name, text) in &rendered {
         match std::fs::read_to_string(folder().join(name)) {
-            Ok(found) => assert!(found == *text, "completions/{name} differs from the flags; {FIX}"),
+            Ok(found) => assert!(
+                found == *text,
+                "completions/{name} differs from the flags; {FIX}"
+            ),
             Err(err) => panic!("completions/{name}: {err}; {FIX}"),
         }
     }
     for entry in std::fs::read_dir(folder()).expect("the folder is checked in") {
         let name = entry.expect("the entry can be read").file_name();
         let name = name.to_string_lossy();
-        assert!(rendered.contains_key(&*name), "completions/{name} belongs to no shell; remove it");
+        assert!(
+            rendered.contains_key(&*name),
+            "completions/{name} belongs to no shell; remove it"
+        );
     }
 }
 
@@ -61,18 +73,41 @@ fn completions_offer_schedulers_devices_and_dtypes() {
 #[test]
 fn shells_that_are_installed_read_their_completions_without_a_word() {
     let shells = [
-        ("bash", vec!["--norc", "-u", "-e", "-c"], "source \"$0\"; complete -p diffuse >/dev/null", "diffuse.bash"),
-        ("zsh", vec!["-f", "-c"], "autoload -U compinit; compinit -D; source \"$0\"", "_diffuse"),
-        ("fish", vec!["--no-config", "-c"], "source $argv[1]", "diffuse.fish"),
+        (
+            "bash",
+            vec!["--norc", "-u", "-e", "-c"],
+            "source \"$0\"; complete -p diffuse >/dev/null",
+            "diffuse.bash",
+        ),
+        (
+            "zsh",
+            vec!["-f", "-c"],
+            "autoload -U compinit; compinit -D; source \"$0\"",
+            "_diffuse",
+        ),
+        (
+            "fish",
+            vec!["--no-config", "-c"],
+            "source $argv[1]",
+            "diffuse.fish",
+        ),
     ];
     for (shell, flags, script, file) in shells {
-        let output = Command::new(shell).args(flags).arg(script).arg(folder().join(file)).output();
+        let output = Command::new(shell)
+            .args(flags)
+            .arg(script)
+            .arg(folder().join(file))
+            .output();
         let Ok(output) = output else {
             eprintln!("{shell} is not installed");
             continue;
         };
         let text = [output.stdout, output.stderr].concat();
-        assert!(output.status.success() && text.is_empty(), "{shell}: {}", String::from_utf8_lossy(&text));
+        assert!(
+            output.status.success() && text.is_empty(),
+            "{shell}: {}",
+            String::from_utf8_lossy(&text)
+        );
     }
 }
 
@@ -80,10 +115,16 @@ fn shells_that_are_installed_read_their_completions_without_a_word() {
 fn bash_completes_a_scheduler_from_its_first_letters() {
     let script = "source \"$0\"; COMP_WORDS=(diffuse ddpm --scheduler eu); COMP_CWORD=3; \
                   _diffuse diffuse eu --scheduler; echo \"${COMPREPLY[@]}\"";
-    let output = Command::new("bash").args(["--norc", "-c", script]).arg(folder().join("diffuse.bash")).output();
+    let output = Command::new("bash")
+        .args(["--norc", "-c", script])
+        .arg(folder().join("diffuse.bash"))
+        .output();
     let Ok(output) = output else {
         eprintln!("bash is not installed");
         return;
     };
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "euler euler-ancestral\n");
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "euler euler-ancestral\n"
+    );
 }

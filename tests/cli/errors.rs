@@ -9,9 +9,17 @@ fn fails_in(folder: &Folder, args: &[&str], code: i32, parts: &[&str]) {
     assert_eq!(run.code, Some(code), "{args:?}: {run:?}");
     assert_eq!(run.stdout, "", "{args:?}");
     assert_eq!(run.stderr.lines().count(), 1, "{args:?}: {}", run.stderr);
-    assert!(run.stderr.starts_with("diffuse: "), "{args:?}: {}", run.stderr);
+    assert!(
+        run.stderr.starts_with("diffuse: "),
+        "{args:?}: {}",
+        run.stderr
+    );
     for part in parts {
-        assert!(run.stderr.contains(part), "{args:?}: {part:?} is not in {}", run.stderr);
+        assert!(
+            run.stderr.contains(part),
+            "{args:?}: {part:?} is not in {}",
+            run.stderr
+        );
     }
 }
 
@@ -26,14 +34,20 @@ fn fails(args: &[&str], code: i32, parts: &[&str]) {
 fn steps_below_one_are_refused() {
     for steps in ["0", "-1", "1.5", "many", ""] {
         let given = format!("'{steps}' for '--steps <N>': give a whole number of 1 or more");
-        fails(&["ddpm", "--steps", steps], 2, &[&given, "diffuse ddpm --help"]);
+        fails(
+            &["ddpm", "--steps", steps],
+            2,
+            &[&given, "diffuse ddpm --help"],
+        );
     }
 }
 
 #[test]
 fn seeds_outside_64_bits_are_refused() {
     for seed in ["-1", "18446744073709551616", "0x7", "one"] {
-        let given = format!("'{seed}' for '--seed <N>': give a whole number from 0 to 18446744073709551615");
+        let given = format!(
+            "'{seed}' for '--seed <N>': give a whole number from 0 to 18446744073709551615"
+        );
         fails(&["ddpm", "--seed", seed], 2, &[&given]);
     }
 }
@@ -41,7 +55,8 @@ fn seeds_outside_64_bits_are_refused() {
 #[test]
 fn numbers_of_pictures_and_threads_have_limits() {
     for images in ["0", "-2", "100001"] {
-        let given = format!("'{images}' for '--num-images <N>': give a whole number from 1 to 100000");
+        let given =
+            format!("'{images}' for '--num-images <N>': give a whole number from 1 to 100000");
         fails(&["ddpm", "-n", images], 2, &[&given]);
     }
     for threads in ["0", "1025"] {
@@ -52,10 +67,19 @@ fn numbers_of_pictures_and_threads_have_limits() {
 
 #[test]
 fn sides_that_are_no_multiple_of_8_are_refused_with_the_nearest() {
-    fails(&["txt2img", "a cat", "--width", "513"], 2, &["'513' for '--width <PIXELS>': not a multiple of 8; try 512 or 520"]);
-    fails(&["txt2img", "a cat", "--height", "9"], 2, &["'9' for '--height <PIXELS>'", "try 8 or 16"]);
+    fails(
+        &["txt2img", "a cat", "--width", "513"],
+        2,
+        &["'513' for '--width <PIXELS>': not a multiple of 8; try 512 or 520"],
+    );
+    fails(
+        &["txt2img", "a cat", "--height", "9"],
+        2,
+        &["'9' for '--height <PIXELS>'", "try 8 or 16"],
+    );
     for side in ["0", "7", "-8", "65544", "8.5", "wide"] {
-        let given = format!("'{side}' for '--width <PIXELS>': give a multiple of 8 from 8 to 65536");
+        let given =
+            format!("'{side}' for '--width <PIXELS>': give a multiple of 8 from 8 to 65536");
         fails(&["txt2img", "a cat", "--width", side], 2, &[&given]);
     }
 }
@@ -64,7 +88,11 @@ fn sides_that_are_no_multiple_of_8_are_refused_with_the_nearest() {
 fn guidance_that_is_no_number_is_refused() {
     for scale in ["nan", "inf", "-inf", "strong", "1e999"] {
         let given = format!("'{scale}' for '--guidance-scale <SCALE>': give a finite number");
-        fails(&["txt2img", "a cat", "--guidance-scale", scale], 2, &[&given]);
+        fails(
+            &["txt2img", "a cat", "--guidance-scale", scale],
+            2,
+            &[&given],
+        );
     }
 }
 
@@ -73,14 +101,34 @@ fn unknown_names_are_refused_with_the_known_ones() {
     fails(
         &["ddpm", "--scheduler", "eular"],
         2,
-        &["'eular'", "ddpm, ddim, pndm, unipc, euler, euler-ancestral, dpmpp-2m", "a similar value exists: 'euler'"],
+        &[
+            "'eular'",
+            "ddpm, ddim, pndm, unipc, euler, euler-ancestral, dpmpp-2m",
+            "a similar value exists: 'euler'",
+        ],
     );
-    fails(&["ddpm", "--dtype", "f64"], 2, &["'f64'", "auto, f32, f16, bf16"]);
+    fails(
+        &["ddpm", "--dtype", "f64"],
+        2,
+        &["'f64'", "auto, f32, f16, bf16"],
+    );
     for device in ["gpu", "cuda:", "cuda:x", "cuda:-1", ""] {
-        fails(&["ddpm", "--device", device], 2, &[&format!("'{device}'"), "--device", "cuda:N"]);
+        fails(
+            &["ddpm", "--device", device],
+            2,
+            &[&format!("'{device}'"), "--device", "cuda:N"],
+        );
     }
-    fails(&["ddpm", "--step", "5"], 2, &["'--step'", "a similar argument exists: '--steps'"]);
-    fails(&["dppm"], 2, &["'dppm'", "a similar subcommand exists: 'ddpm'"]);
+    fails(
+        &["ddpm", "--step", "5"],
+        2,
+        &["'--step'", "a similar argument exists: '--steps'"],
+    );
+    fails(
+        &["dppm"],
+        2,
+        &["'dppm'", "a similar subcommand exists: 'ddpm'"],
+    );
 }
 
 #[test]
@@ -88,12 +136,20 @@ fn a_missing_prompt_a_second_prompt_and_an_empty_model_are_usage_errors() {
     fails(&["txt2img"], 2, &["<PROMPT>", "diffuse txt2img --help"]);
     fails(&["txt2img", "a", "cat"], 2, &["unexpected argument 'cat'"]);
     fails(&["ddpm", "a cat"], 2, &["unexpected argument 'a cat'"]);
-    fails(&["ddpm", "--model", ""], 2, &["a value is required for '--model <MODEL>'"]);
+    fails(
+        &["ddpm", "--model", ""],
+        2,
+        &["a value is required for '--model <MODEL>'"],
+    );
 }
 
 #[test]
 fn quiet_and_verbose_exclude_each_other() {
-    fails(&["ddpm", "--quiet", "-v"], 2, &["'--quiet' cannot be used with '--verbose...'"]);
+    fails(
+        &["ddpm", "--quiet", "-v"],
+        2,
+        &["'--quiet' cannot be used with '--verbose...'"],
+    );
 }
 
 #[test]
@@ -101,28 +157,52 @@ fn an_output_that_is_no_png_is_refused() {
     for name in ["cat.jpg", "cat", "cat.", ".png", "png/", ""] {
         fails(&["ddpm", "-o", name], 2, &["'--output <PATH>'"]);
     }
-    fails(&["ddpm", "-o", "cat.jpg"], 2, &["give a name that ends in .png"]);
+    fails(
+        &["ddpm", "-o", "cat.jpg"],
+        2,
+        &["give a name that ends in .png"],
+    );
 }
 
 #[test]
 fn an_output_folder_must_exist() {
-    fails(&["ddpm", "-o", "no/cat.png"], 1, &["--output no/cat.png", "make the folder no first"]);
+    fails(
+        &["ddpm", "-o", "no/cat.png"],
+        1,
+        &["--output no/cat.png", "make the folder no first"],
+    );
     let folder = Folder::new();
     std::fs::write(folder.file("file"), "").expect("the folder is writable");
     // Some systems tell "not a folder" for what is below a file, others find nothing.
-    fails_in(&folder, &["ddpm", "-o", "file/cat.png"], 1, &["--output file/cat.png", "file is not a folder"]);
+    fails_in(
+        &folder,
+        &["ddpm", "-o", "file/cat.png"],
+        1,
+        &["--output file/cat.png", "file is not a folder"],
+    );
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn an_output_folder_must_be_writable() {
     // Nobody can write there, not even root.
-    fails(&["ddpm", "-o", "/proc/cat.png"], 1, &["the folder /proc cannot be written"]);
+    fails(
+        &["ddpm", "-o", "/proc/cat.png"],
+        1,
+        &["the folder /proc cannot be written"],
+    );
     let folder = Folder::new();
-    let run = folder.command(["ddpm"]).current_dir("/proc").output().expect("the program starts");
+    let run = folder
+        .command(["ddpm"])
+        .current_dir("/proc")
+        .output()
+        .expect("the program starts");
     let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
     assert_eq!(run.status.code(), Some(1));
-    assert!(stderr.contains("without --output the picture goes to the current folder"), "{stderr}");
+    assert!(
+        stderr.contains("without --output the picture goes to the current folder"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -132,12 +212,35 @@ fn an_output_that_exists_is_refused_before_the_model_is_looked_for() {
         std::fs::write(folder.file(name), "mine").expect("the folder is writable");
     }
     let args = ["ddpm", "--model", "./no-model", "-o"];
-    fails_in(&folder, &[&args[..], &["cat.png"]].concat(), 1, &["cat.png exists; add --overwrite"]);
-    fails_in(&folder, &[&args[..], &["dog.png", "-n", "3"]].concat(), 1, &["dog-2.png exists; add --overwrite"]);
-    assert_eq!(std::fs::read(folder.file("cat.png")).expect("it is still there"), b"mine");
+    fails_in(
+        &folder,
+        &[&args[..], &["cat.png"]].concat(),
+        1,
+        &["cat.png exists; add --overwrite"],
+    );
+    fails_in(
+        &folder,
+        &[&args[..], &["dog.png", "-n", "3"]].concat(),
+        1,
+        &["dog-2.png exists; add --overwrite"],
+    );
+    assert_eq!(
+        std::fs::read(folder.file("cat.png")).expect("it is still there"),
+        b"mine"
+    );
     // With leave to overwrite, the model is the next thing that is missing.
-    fails_in(&folder, &[&args[..], &["cat.png", "--overwrite"]].concat(), 1, &["./no-model"]);
-    fails_in(&folder, &[&args[..], &["dog.png"]].concat(), 1, &["./no-model"]);
+    fails_in(
+        &folder,
+        &[&args[..], &["cat.png", "--overwrite"]].concat(),
+        1,
+        &["./no-model"],
+    );
+    fails_in(
+        &folder,
+        &[&args[..], &["dog.png"]].concat(),
+        1,
+        &["./no-model"],
+    );
     assert_eq!(folder.names(), ["cat.png", "dog-2.png"]);
 }
 
@@ -145,13 +248,22 @@ fn an_output_that_exists_is_refused_before_the_model_is_looked_for() {
 fn folders_and_devices_are_never_replaced() {
     let folder = Folder::new();
     std::fs::create_dir(folder.file("album.png")).expect("the folder is writable");
-    fails_in(&folder, &["ddpm", "-o", "album.png", "--overwrite"], 1, &["album.png is a folder", "album.png/picture.png"]);
+    fails_in(
+        &folder,
+        &["ddpm", "-o", "album.png", "--overwrite"],
+        1,
+        &["album.png is a folder", "album.png/picture.png"],
+    );
 }
 
 #[test]
 fn an_unknown_model_is_named() {
     fails(&["ddpm", "--model", "./no-model"], 1, &["./no-model"]);
-    fails(&["txt2img", "a cat", "--model", "/no/model"], 1, &["/no/model"]);
+    fails(
+        &["txt2img", "a cat", "--model", "/no/model"],
+        1,
+        &["/no/model"],
+    );
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -164,8 +276,16 @@ fn a_build_without_cuda_says_so() {
 
 #[test]
 fn line_breaks_and_escapes_in_arguments_stay_one_plain_line() {
-    fails(&["ddpm", "--scheduler", "a\n\nb\x1b[31m"], 2, &["possible values"]);
-    fails(&["ddpm", "--model", "./no\nmodel\x1b[31m"], 1, &["./no model"]);
+    fails(
+        &["ddpm", "--scheduler", "a\n\nb\x1b[31m"],
+        2,
+        &["possible values"],
+    );
+    fails(
+        &["ddpm", "--model", "./no\nmodel\x1b[31m"],
+        1,
+        &["./no model"],
+    );
     let run = Folder::new().run(["ddpm", "--model", "./\x1b[31m"]);
     assert!(!run.stderr.contains('\x1b'), "{:?}", run.stderr);
 }
@@ -184,10 +304,50 @@ fn arguments_that_are_no_utf_8_are_usage_errors_or_paths() {
 
 fn word() -> impl Strategy<Value = String> {
     let known = prop::sample::select(vec![
-        "ddpm", "txt2img", "help", "--steps", "--seed", "-n", "--num-images", "--scheduler", "--output", "-o", "--overwrite",
-        "--device", "--dtype", "--revision", "--quiet", "-q", "-v", "-vv", "--threads", "--width", "--height",
-        "--guidance-scale", "--negative-prompt", "--help", "--version", "--", "-", "=", "--steps=", "--seed=-1",
-        "0", "1", "8", "-1", "1e9", "nan", "99999999999999999999", "cpu", "cuda:1", "euler", "f16", "a.png", "no/a.png", "",
+        "ddpm",
+        "txt2img",
+        "help",
+        "--steps",
+        "--seed",
+        "-n",
+        "--num-images",
+        "--scheduler",
+        "--output",
+        "-o",
+        "--overwrite",
+        "--device",
+        "--dtype",
+        "--revision",
+        "--quiet",
+        "-q",
+        "-v",
+        "-vv",
+        "--threads",
+        "--width",
+        "--height",
+        "--guidance-scale",
+        "--negative-prompt",
+        "--help",
+        "--version",
+        "--",
+        "-",
+        "=",
+        "--steps=",
+        "--seed=-1",
+        "0",
+        "1",
+        "8",
+        "-1",
+        "1e9",
+        "nan",
+        "99999999999999999999",
+        "cpu",
+        "cuda:1",
+        "euler",
+        "f16",
+        "a.png",
+        "no/a.png",
+        "",
     ]);
     prop_oneof![
         4 => known.prop_map(str::to_owned),

@@ -31,7 +31,13 @@ impl Folder {
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
         command.args(args).current_dir(self.path());
-        for name in ["RUST_LOG", "NO_COLOR", "COLUMNS", "CLICOLOR_FORCE", "HF_TOKEN"] {
+        for name in [
+            "RUST_LOG",
+            "NO_COLOR",
+            "COLUMNS",
+            "CLICOLOR_FORCE",
+            "HF_TOKEN",
+        ] {
             command.env_remove(name);
         }
         // No cache but this folder's, and a port at which nobody answers instead of the hub.
