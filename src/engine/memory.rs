@@ -4,7 +4,9 @@ use anyhow::{Result, bail};
 /// Bytes that can be had without swapping; None where the system does not say.
 pub fn available() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("MemAvailable:"))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes << 10)
 }
@@ -13,7 +15,11 @@ pub fn available() -> Option<u64> {
 pub fn check(need: u64, available: Option<u64>, what: &str, try_instead: &str) -> Result<()> {
     match available {
         Some(available) if need > available => {
-            bail!("{what} needs about {} of memory and this machine has {} free; {try_instead}", gigabytes(need), gigabytes(available))
+            bail!(
+                "{what} needs about {} of memory and this machine has {} free; {try_instead}",
+                gigabytes(need),
+                gigabytes(available)
+            )
         }
         _ => Ok(()),
     }
@@ -29,8 +35,18 @@ mod tests {
 
     #[test]
     fn a_need_over_the_free_memory_is_refused_with_both_figures() {
-        let message = check(3_000_000_000, Some(2_000_000_000), "a 4096x4096 picture", "try a smaller --width").unwrap_err().to_string();
-        assert_eq!(message, "a 4096x4096 picture needs about 3.0 GB of memory and this machine has 2.0 GB free; try a smaller --width");
+        let message = check(
+            3_000_000_000,
+            Some(2_000_000_000),
+            "a 4096x4096 picture",
+            "try a smaller --width",
+        )
+        .unwrap_err()
+        .to_string();
+        assert_eq!(
+            message,
+            "a 4096x4096 picture needs about 3.0 GB of memory and this machine has 2.0 GB free; try a smaller --width"
+        );
         assert!(check(2_000_000_000, Some(2_000_000_000), "", "").is_ok());
         assert!(check(u64::MAX, None, "", "").is_ok());
     }

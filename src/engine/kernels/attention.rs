@@ -7,7 +7,7 @@
 //! The blocks of keys are the same whatever the threads and the batch, and so are the sums.
 use super::gemm::tile;
 use super::scratch::{Scratch, Shared};
-use super::simd::{Isa, Simd, exp, kernel};
+use super::simd::{Isa, Simd, exp_below, kernel};
 use rayon::prelude::*;
 
 /// Queries of a task: a multiple of every instruction set's tile rows.
@@ -65,9 +65,10 @@ pub(super) fn attention_for(
         return;
     }
     let width = 2 * isa.lanes();
-    let (key_panels, value_panels) = (lk.div_ceil(width), d.div_ceil(width));
-    let k_len = key_panels * width * d;
-    let v_len = value_panels * width * lk;
+    let value_width = value_vectors(isa.lanes(), d) * isa.lanes();
+    let padded = d.next_multiple_of(value_width);
+    let k_len = lk.next_multiple_of(width) * d;
+    let v_len = padded * lk;
     let mut packed = Scratch::take(b * heads * (k_len + v_len));
     packed
         .par_chunks_mut(k_len + v_len)
@@ -76,7 +77,7 @@ pub(super) fn attention_for(
             let from = head / heads * lk * heads * d + head % heads * d;
             let (keys, values) = to.split_at_mut(k_len);
             pack_keys(&k[from..], heads * d, lk, d, width, keys);
-            pack_values(&v[from..], heads * d, lk, d, width, values);
+            pack_values(&v[from..], heads * d, lk, d, value_width, values);
         });
     let blocks = lq.div_ceil(QUERIES);
     let out = Shared::new(y);
@@ -87,7 +88,7 @@ pub(super) fn attention_for(
             let (head, block) = (task / blocks, task % blocks);
             let first = block * QUERIES;
             let from = (head / heads * lq + first) * heads * d + head % heads * d;
-            let mut scratch = Scratch::take(QUERIES * (d + KEYS + value_panels * width + 2));
+            let mut scratch = Scratch::take(QUERIES * (d + KEYS + padded + 2));
             let packed = &packed[head * (k_len + v_len)..][..k_len + v_len];
             let job = Job {
                 shape,
@@ -111,6 +112,15 @@ pub(super) fn attention_for(
                 )
             };
         });
+}
+
+/// Vectors of a panel of values: such that a head of 40, 80 or 24 numbers leaves no lanes idle.
+fn value_vectors(lanes: usize, d: usize) -> usize {
+    let vectors = d.div_ceil(lanes);
+    [2, 5, 3]
+        .into_iter()
+        .find(|c| vectors.is_multiple_of(*c))
+        .unwrap_or(2)
 }
 
 /// `[key / width][d][width]`, zeros after the last key.
@@ -152,7 +162,8 @@ kernel! {
     fn queries[S](job: &Job, q: *const f32, keys: *const f32, values: *const f32, scratch: *mut f32, y: *mut f32) {
         let AttentionShape { heads, lq, lk, d, causal, .. } = job.shape;
         let width = 2 * S::LANES;
-        let padded = d.div_ceil(width) * width;
+        let value_width = value_vectors(S::LANES, d) * S::LANES;
+        let padded = d.next_multiple_of(value_width);
         let scaled = scratch;
         let scores = scaled.add(QUERIES * d);
         let sums = scores.add(QUERIES * KEYS);
@@ -175,7 +186,8 @@ kernel! {
         let mut key = 0;
         while key < seen {
             let len = KEYS.min(lk - key);
-            products::<S>(job.rows, scaled, d, d, keys.add(key * d), len.div_ceil(width), d * width, scores, KEYS, false);
+            let panels = len.div_ceil(width);
+            score_products::<S>(job.rows, scaled, d, keys.add(key * d), panels, scores);
             for i in 0..job.rows {
                 let visible = if causal {
                     (job.first + i + 1 + lk).saturating_sub(lq + key).min(len)
@@ -185,8 +197,16 @@ kernel! {
                 let (row, sums) = (scores.add(i * KEYS), sums.add(i * padded));
                 soften::<S>(row, len, visible, largest.add(i), total.add(i), sums, padded);
             }
-            let panels = padded / width;
-            products::<S>(job.rows, scores, KEYS, len, values.add(key * width), panels, lk * width, sums, padded, true);
+            // the tile's rows make up for its vectors, so that the sums fill the registers in every form
+            let values = values.add(key * value_width);
+            let (a, panels, stride) = (scores.cast_const(), padded / value_width, lk * value_width);
+            let into = Into { to: sums, stride: padded, add: true };
+            match value_width / S::LANES {
+                5 => products::<S, 2, 5>(job.rows, a, KEYS, len, values, panels, stride, into),
+                3 => products::<S, 4, 3>(job.rows, a, KEYS, len, values, panels, stride, into),
+                _ if S::TILE_ROWS == 8 => products::<S, 8, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
+                _ => products::<S, 6, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
+            }
             key += KEYS;
         }
         for i in 0..job.rows {
@@ -213,40 +233,46 @@ unsafe fn soften<S: Simd>(
     sums: *mut f32,
     padded: usize,
 ) {
-    for j in visible..len.div_ceil(S::LANES) * S::LANES {
+    // whole vectors; the scores of hidden keys, and of those that fill up the last panel, become nothing
+    let end = visible.next_multiple_of(S::LANES);
+    for j in visible..end {
         *row.add(j) = f32::NEG_INFINITY;
     }
+    for j in end..len {
+        *row.add(j) = 0.0;
+    }
     if visible == 0 {
-        for j in 0..len {
-            *row.add(j) = 0.0;
-        }
         return;
     }
-    let mut top = S::splat(f32::NEG_INFINITY);
+    let mut top = [S::splat(f32::NEG_INFINITY); 2];
     let mut j = 0;
-    while j < visible {
-        top = S::max(top, S::load(row.add(j)));
-        j += S::LANES;
+    while j + 2 * S::LANES <= end {
+        top[0] = S::max(top[0], S::load(row.add(j)));
+        top[1] = S::max(top[1], S::load(row.add(j + S::LANES)));
+        j += 2 * S::LANES;
+    }
+    if j < end {
+        top[0] = S::max(top[0], S::load(row.add(j)));
     }
     let before = *largest;
-    let now = before.max(S::reduce_max(top));
+    let now = before.max(S::reduce_max(S::max(top[0], top[1])));
     let center = S::splat(now);
-    let mut sum = S::splat(0.0);
+    let mut sum = [S::splat(0.0); 2];
     j = 0;
-    while j < visible {
-        let p = exp::<S>(S::sub(S::load(row.add(j)), center));
-        S::store(row.add(j), p);
-        if j + S::LANES > visible {
-            for hidden in visible..j + S::LANES {
-                *row.add(hidden) = 0.0;
-            }
+    while j + 2 * S::LANES <= end {
+        for half in 0..2 {
+            let at = row.add(j + half * S::LANES);
+            // a hidden key's e^-87 vanishes beside the largest's 1
+            let p = exp_below::<S>(S::sub(S::load(at), center));
+            S::store(at, p);
+            sum[half] = S::add(sum[half], p);
         }
-        sum = S::add(sum, S::load(row.add(j)));
-        j += S::LANES;
+        j += 2 * S::LANES;
     }
-    while j < len {
-        S::store(row.add(j), S::splat(0.0));
-        j += S::LANES;
+    if j < end {
+        let p = exp_below::<S>(S::sub(S::load(row.add(j)), center));
+        S::store(row.add(j), p);
+        sum[0] = S::add(sum[0], p);
     }
     if now > before {
         let factor = (before - now).exp();
@@ -259,13 +285,44 @@ unsafe fn soften<S: Simd>(
             p += S::LANES;
         }
     }
-    *total += S::reduce_add(sum);
+    *total += S::reduce_add(S::add(sum[0], sum[1]));
 }
 
-/// to (rows, panels * width) = or += a (rows, k) times packed panels.
+/// Where products go: a matrix's place and stride, and whether they are added to what is there.
+#[derive(Clone, Copy)]
+struct Into {
+    to: *mut f32,
+    stride: usize,
+    add: bool,
+}
+
+/// scores (rows, KEYS) = scaled queries (rows, d) times panels of keys.
+#[inline(always)]
+unsafe fn score_products<S: Simd>(
+    rows: usize,
+    q: *const f32,
+    d: usize,
+    keys: *const f32,
+    panels: usize,
+    scores: *mut f32,
+) {
+    let into = Into {
+        to: scores,
+        stride: KEYS,
+        add: false,
+    };
+    let stride = d * 2 * S::LANES;
+    if S::TILE_ROWS == 8 {
+        products::<S, 8, 2>(rows, q, d, d, keys, panels, stride, into);
+    } else {
+        products::<S, 6, 2>(rows, q, d, d, keys, panels, stride, into);
+    }
+}
+
+/// a (rows, k) times packed panels of C vectors, R rows at a time; the buffers have QUERIES rows, a multiple of R.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)] // two matrices and their strides
-unsafe fn products<S: Simd>(
+unsafe fn products<S: Simd, const R: usize, const C: usize>(
     rows: usize,
     a: *const f32,
     stride: usize,
@@ -273,52 +330,30 @@ unsafe fn products<S: Simd>(
     w: *const f32,
     panels: usize,
     panel_stride: usize,
-    to: *mut f32,
-    to_stride: usize,
-    add: bool,
+    into: Into,
 ) {
     for panel in 0..panels {
         let w = w.add(panel * panel_stride);
-        let mut i = 0;
-        while i < rows {
-            let to = to.add(i * to_stride + panel * 2 * S::LANES);
+        for i in (0..rows).step_by(R) {
+            let to = into.to.add(i * into.stride + panel * C * S::LANES);
             let a = a.add(i * stride);
-            // the buffers have QUERIES rows, a multiple of both
-            if S::TILE_ROWS == 8 {
-                product_tile::<S, 8>(a, stride, k, w, to, to_stride, add);
-            } else {
-                product_tile::<S, 6>(a, stride, k, w, to, to_stride, add);
+            let mut tile_rows = [a; R];
+            for r in 0..R {
+                tile_rows[r] = a.add(r * stride);
             }
-            i += S::TILE_ROWS;
-        }
-    }
-}
-
-#[inline(always)]
-unsafe fn product_tile<S: Simd, const R: usize>(
-    a: *const f32,
-    stride: usize,
-    k: usize,
-    w: *const f32,
-    to: *mut f32,
-    to_stride: usize,
-    add: bool,
-) {
-    let mut rows = [a; R];
-    for r in 0..R {
-        rows[r] = a.add(r * stride);
-    }
-    let mut acc = [[S::splat(0.0); 2]; R];
-    tile::<S, R, 2>(rows, k, w, &mut acc);
-    for r in 0..R {
-        for j in 0..2 {
-            let at = to.add(r * to_stride + j * S::LANES);
-            let v = if add {
-                S::add(acc[r][j], S::load(at))
-            } else {
-                acc[r][j]
-            };
-            S::store(at, v);
+            let mut acc = [[S::splat(0.0); C]; R];
+            tile::<S, R, C>(tile_rows, k, w, &mut acc);
+            for r in 0..R {
+                for j in 0..C {
+                    let at = to.add(r * into.stride + j * S::LANES);
+                    let v = if into.add {
+                        S::add(acc[r][j], S::load(at))
+                    } else {
+                        acc[r][j]
+                    };
+                    S::store(at, v);
+                }
+            }
         }
     }
 }

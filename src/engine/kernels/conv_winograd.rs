@@ -18,8 +18,8 @@ use super::scratch::{Scratch, Shared};
 use super::simd::{Simd, kernel};
 use rayon::prelude::*;
 
-/// Numbers of a group's transformed input: 8 MB.
-const INPUT: usize = 2 << 20;
+/// Numbers of a group's transformed input: 16 MB.
+const INPUT: usize = 4 << 20;
 /// Most tiles of a group: the products of a panel, 36 x tiles x 16 numbers, share the second-level cache with the weights.
 const TILES: usize = 96;
 /// Input channels whose weights are transformed at a time.
@@ -72,7 +72,7 @@ impl PackedConv2d {
         let (isa, panels, c) = (self.panels.isa, &self.panels, self.shape.in_channels);
         let tiles = (oh.div_ceil(4), ow.div_ceil(4));
         let all = b * tiles.0 * tiles.1;
-        let group = (INPUT / (36 * c)).clamp(12, TILES) / 12 * 12;
+        let group = (INPUT / (36 * c)).clamp(48, TILES) / 12 * 12;
         let group = group.min(all);
         // the padding keeps the 36 matrices off each other's cache sets
         let step = (group * c).div_ceil(1024) * 1024 + 16;

@@ -3,6 +3,7 @@ use super::activation::geglu_rows;
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
 use super::packed::{Panels, Weights};
+use super::scratch::Scratch;
 use super::simd::Isa;
 
 /// A linear layer with its weights packed.
@@ -56,9 +57,24 @@ impl PackedLinear {
 
     /// The feed-forward's gate: with (a, g) the halves of this layer's result (m, n), y (m, n / 2) = a * gelu(g).
     pub fn run_geglu(&self, x: &[f32], m: usize, y: &mut [f32]) {
-        let mut both = super::scratch::Scratch::take(m * self.panels.n);
-        self.run(x, m, Epilogue::default(), &mut both);
-        geglu_rows(self.panels.isa, &both, self.panels.n / 2, y);
+        let (n, k) = (self.panels.n, self.panels.k);
+        assert!(n % 2 == 0 && n > 0, "{n} columns in two halves");
+        assert_eq!(x.len(), m * k, "input of {m} x {k}");
+        assert_eq!(y.len(), m * n / 2, "result of {m} x {}", n / 2);
+        // As many rows as leave both halves in the last-level cache until they are joined: 8 MB.
+        let rows = ((2 << 20) / n).next_multiple_of(96).min(m).max(1);
+        let mut both = Scratch::take(rows * n);
+        for first in (0..m).step_by(rows) {
+            let rows = rows.min(m - first);
+            let both = &mut both[..rows * n];
+            self.run(&x[first * k..][..rows * k], rows, Epilogue::default(), both);
+            geglu_rows(
+                self.panels.isa,
+                both,
+                n / 2,
+                &mut y[first * n / 2..][..rows * n / 2],
+            );
+        }
     }
 }
 

@@ -449,7 +449,16 @@ pub(crate) use kernel;
 /// As for [`Simd`].
 #[inline(always)]
 pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
-    let x = S::min(S::max(x, S::splat(-87.0)), S::splat(88.0));
+    exp_below::<S>(S::min(x, S::splat(88.0)))
+}
+
+/// [`exp`] of numbers known to be at most 88.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub unsafe fn exp_below<S: Simd>(x: S::V) -> S::V {
+    let x = S::max(x, S::splat(-87.0));
     let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits so that n times it is exact
     let r = S::fma(n, S::splat(-0.693_359_375), x);

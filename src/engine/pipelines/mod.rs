@@ -2,11 +2,11 @@
 pub mod ddpm;
 pub mod txt2img;
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, Naming, Weights};
 use super::memory;
 use super::models::unet_config::UNetConfig;
 use super::runtime::Runtime;
-use super::schedulers::SchedulerKind;
+use super::schedulers::{Request, SchedulerConfig, SchedulerKind};
 use anyhow::{Context, Result};
 use candle_nn::VarBuilder;
 
@@ -28,11 +28,40 @@ impl Sampling {
     }
 }
 
-/// Loads a component's weights into `build` and refuses a tensor that nothing asked for, except those with an `ignored` prefix.
-fn load<M>(checkpoint: &Checkpoint, component: &str, runtime: &Runtime, ignored: &[&str], build: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> Result<M> {
+/// The checkpoint's scheduler file.
+fn scheduler_config(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    SchedulerConfig::from_json(checkpoint.json("scheduler", "scheduler_config.json")?)
+        .context("scheduler/scheduler_config.json")
+}
+
+/// The scheduler of a run, as `Class.from_config` makes it where one was asked for, and its calls of the model for one picture.
+fn choose_scheduler(
+    config: SchedulerConfig,
+    sampling: &Sampling,
+) -> Result<(SchedulerConfig, usize)> {
+    let config = match sampling.scheduler {
+        Some(kind) => config.swap(kind),
+        None => config,
+    };
+    let calls = config
+        .build(&Request::new(sampling.steps))?
+        .timesteps()
+        .len();
+    Ok((config, calls))
+}
+
+/// Loads a component's weights into `build` and refuses a tensor that nothing asked for and `naming` does not ignore.
+fn load<M>(
+    checkpoint: &Checkpoint,
+    component: &str,
+    runtime: &Runtime,
+    naming: Naming,
+    build: impl FnOnce(VarBuilder) -> candle_core::Result<M>,
+) -> Result<M> {
     let _span = tracing::info_span!("load", component).entered();
     let load = || {
-        let weights = checkpoint.weights(component, runtime.weights, ignored)?;
+        let files = checkpoint.prepare_weights(component, runtime.weights)?;
+        let weights = Weights::open(&files, naming)?;
         let model = build(weights.var_builder(runtime.weights, &runtime.device))?;
         weights.finish()?;
         anyhow::Ok(model)
@@ -45,12 +74,26 @@ fn load<M>(checkpoint: &Checkpoint, component: &str, runtime: &Runtime, ignored:
 fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 {
     let pixels = |level: usize| (h as u64 >> level).max(1) * (w as u64 >> level).max(1);
     let widths = &config.block_out_channels;
-    let kept: u64 = widths.iter().enumerate().map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers as u64 + 1)).sum();
-    let working = widths.iter().enumerate().map(|(i, &c)| pixels(i) * (c + widths[(i + 1).min(widths.len() - 1)]) as u64 * 4).max().unwrap_or(0);
+    let kept: u64 = widths
+        .iter()
+        .enumerate()
+        .map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers as u64 + 1))
+        .sum();
+    let working = widths
+        .iter()
+        .enumerate()
+        .map(|(i, &c)| pixels(i) * (c + widths[(i + 1).min(widths.len() - 1)]) as u64 * 4)
+        .max()
+        .unwrap_or(0);
     (kept + working) * batch as u64 * 4
 }
 
 /// Refuses a size whose maps do not fit, before anything is read.
 fn check_memory(need: u64, height: usize, width: usize, try_instead: &str) -> Result<()> {
-    memory::check(need, memory::available(), &format!("a picture of {width}x{height}"), try_instead)
+    memory::check(
+        need,
+        memory::available(),
+        &format!("a picture of {width}x{height}"),
+        try_instead,
+    )
 }

@@ -6,8 +6,8 @@
 //!                 latents = scheduler.step(eps)
 //! picture = decoder(latents / scaling_factor)
 //! ```
-use super::{Sampling, check_memory, load, unet_bytes};
-use crate::engine::checkpoint::Checkpoint;
+use super::{Sampling, check_memory, choose_scheduler, load, scheduler_config, unet_bytes};
+use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::clip::{ClipTextConfig, ClipTextModel};
 use crate::engine::models::tokenizer::ClipTokenizer;
 use crate::engine::models::unet::UNet;
@@ -15,12 +15,23 @@ use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::models::vae::{VaeConfig, VaeDecoder};
 use crate::engine::noise::Noise;
 use crate::engine::runtime::Runtime;
-use crate::engine::schedulers::SchedulerConfig;
+use crate::engine::schedulers::{Request, SchedulerConfig};
 use crate::engine::{denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
 use image::RgbImage;
 use indicatif::ProgressBar;
+
+/// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
+const TOWER: Naming = Naming {
+    strip: "text_model.",
+    ignore: &["position_ids"],
+};
+/// Nothing here encodes pictures.
+const DECODER: Naming = Naming {
+    strip: "",
+    ignore: &["encoder.*", "quant_conv.*"],
+};
 
 #[derive(Clone, Debug)]
 pub struct Txt2ImgRequest {
@@ -28,8 +39,8 @@ pub struct Txt2ImgRequest {
     pub negative_prompt: String,
     pub guidance_scale: f64,
     /// In pixels; None is the checkpoint's own.
-    pub width: Option<usize>,
-    pub height: Option<usize>,
+    pub width: Option<u32>,
+    pub height: Option<u32>,
     pub sampling: Sampling,
 }
 
@@ -39,6 +50,8 @@ pub struct Txt2ImgPlan {
     unet: UNetConfig,
     vae: VaeConfig,
     scheduler: SchedulerConfig,
+    /// Calls of the model for one picture.
+    calls: usize,
     sampling: Sampling,
     /// None: one pass with the prompt alone.
     guidance_scale: Option<f64>,
@@ -52,7 +65,10 @@ impl Txt2ImgPlan {
     pub fn new(checkpoint: &Checkpoint, request: Txt2ImgRequest) -> Result<Self> {
         check_pipeline(checkpoint)?;
         let unet_file = checkpoint.json("unet", "config.json")?;
-        let unet = checkpoint.config::<UNetFile>("unet")?.conditional().context("unet/config.json")?;
+        let unet = checkpoint
+            .config::<UNetFile>("unet")?
+            .conditional()
+            .context("unet/config.json")?;
         let vae: VaeConfig = checkpoint.config("vae")?;
         vae.check().context("vae/config.json")?;
         let text_encoder: ClipTextConfig = checkpoint.config("text_encoder")?;
@@ -72,18 +88,20 @@ impl Txt2ImgPlan {
         );
         let size = picture_size(&unet, &unet_file, &vae, request.height, request.width)?;
 
-        let scheduler = SchedulerConfig::read(checkpoint)?.with_pipeline_override();
-        let scheduler = match request.sampling.scheduler {
-            Some(kind) => scheduler.swap(kind),
-            None => scheduler,
-        };
-        scheduler.build(request.sampling.steps)?;
+        let scheduler = scheduler_config(checkpoint)?.with_pipeline_override();
+        let (scheduler, calls) = choose_scheduler(scheduler, &request.sampling)?;
 
         let guidance_scale = (request.guidance_scale > 1.0).then_some(request.guidance_scale);
-        let tokenizer = ClipTokenizer::load(checkpoint, "tokenizer", text_encoder.max_position_embeddings)?;
+        let tokenizer = ClipTokenizer::load(checkpoint, "tokenizer")?;
+        let positions = text_encoder.max_position_embeddings;
+        let length = tokenizer.max_length().unwrap_or(positions);
+        ensure!(
+            length <= positions,
+            "the tokenizer makes {length} tokens and the text encoder has {positions} positions: they do not belong together"
+        );
         let negative = guidance_scale.map(|_| ("negative prompt", &request.negative_prompt));
         let ids = negative.into_iter().chain([("prompt", &request.prompt)]).map(|(name, text)| {
-            let encoded = tokenizer.encode(text)?;
+            let encoded = tokenizer.encode(text, length)?;
             if let Some(lost) = &encoded.lost {
                 tracing::warn!("the {name} has more than the {} tokens that this model reads; lost: \"{lost}\"", encoded.ids.len());
             }
@@ -96,34 +114,80 @@ impl Txt2ImgPlan {
         let ids: Vec<Vec<u32>> = ids.collect::<Result<_>>()?;
 
         let (h, w) = (size.0 / vae.scale(), size.1 / vae.scale());
-        let top = vae.block_out_channels.iter().take(2).max().copied().unwrap_or(1);
+        let top = vae
+            .block_out_channels
+            .iter()
+            .take(2)
+            .max()
+            .copied()
+            .unwrap_or(1);
         let decode = size.0 as u64 * size.1 as u64 * top as u64 * 4 * 3;
-        check_memory(decode.max(unet_bytes(&unet, ids.len(), (h, w))), size.0, size.1, "try a smaller --width and --height")?;
-        Ok(Self { text_encoder, unet, vae, scheduler, sampling: request.sampling, guidance_scale, ids, size })
+        check_memory(
+            decode.max(unet_bytes(&unet, ids.len(), (h, w))),
+            size.0,
+            size.1,
+            "try a smaller --width and --height",
+        )?;
+        Ok(Self {
+            text_encoder,
+            unet,
+            vae,
+            scheduler,
+            calls,
+            sampling: request.sampling,
+            guidance_scale,
+            ids,
+            size,
+        })
     }
 
     /// Calls of the UNet for all pictures; a call with guidance serves both halves.
-    pub fn unet_calls(&self) -> Result<u64> {
-        let one = self.scheduler.build(self.sampling.steps)?;
-        Ok((one.timesteps().len() * self.sampling.images) as u64)
+    pub fn unet_calls(&self) -> u64 {
+        (self.calls * self.sampling.images) as u64
     }
 
     /// What else a person needs to repeat the run.
     pub fn summary(&self) -> String {
-        let guidance = self.guidance_scale.map_or("no guidance".to_string(), |scale| format!("guidance {scale}"));
-        format!("{}x{}, {} steps of {}, {guidance}", self.size.1, self.size.0, self.sampling.steps, self.scheduler.kind())
+        let guidance = self
+            .guidance_scale
+            .map_or("no guidance".to_string(), |scale| {
+                format!("guidance {scale}")
+            });
+        format!(
+            "{}x{}, {} steps of {}, {guidance}",
+            self.size.1,
+            self.size.0,
+            self.sampling.steps,
+            self.scheduler.kind().name()
+        )
     }
 
     /// Reads the text first and lets its tower go before the UNet comes, so that the two are never in memory together.
     pub fn load(self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Txt2Img> {
-        let tower = load(checkpoint, "text_encoder", runtime, &[], |vb| ClipTextModel::load(&self.text_encoder, vb, runtime.activations()))?;
+        let tower = load(checkpoint, "text_encoder", runtime, TOWER, |vb| {
+            ClipTextModel::load(&self.text_encoder, vb, runtime.activations())
+        })?;
         let states = tower.forward(&self.ids)?;
         drop(tower);
-        let unet = load(checkpoint, "unet", runtime, &[], |vb| UNet::load(&self.unet, vb, runtime.activations()))?;
+        let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
+            UNet::load(&self.unet, vb, runtime.activations())
+        })?;
         // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
-        let vae_runtime = if self.vae.force_upcast && runtime.activations() == DType::F16 { runtime.in_f32() } else { runtime.clone() };
-        let decoder = load(checkpoint, "vae", &vae_runtime, &["encoder.", "quant_conv."], |vb| VaeDecoder::load(&self.vae, vb, vae_runtime.activations()))?;
-        Ok(Txt2Img { plan: self, states, unet, decoder, runtime: runtime.clone() })
+        let vae_runtime = if self.vae.force_upcast && runtime.activations() == DType::F16 {
+            runtime.in_f32()
+        } else {
+            runtime.clone()
+        };
+        let decoder = load(checkpoint, "vae", &vae_runtime, DECODER, |vb| {
+            VaeDecoder::load(&self.vae, vb, vae_runtime.activations())
+        })?;
+        Ok(Txt2Img {
+            plan: self,
+            states,
+            unet,
+            decoder,
+            runtime: runtime.clone(),
+        })
     }
 }
 
@@ -138,23 +202,39 @@ pub struct Txt2Img {
 
 impl Txt2Img {
     /// Draws the pictures one after another and hands each over, with its seed, as soon as it is done.
-    pub fn generate(&self, bar: &ProgressBar, mut on_image: impl FnMut(u64, RgbImage) -> Result<()>) -> Result<()> {
+    pub fn generate(
+        &self,
+        bar: &ProgressBar,
+        mut on_image: impl FnMut(u64, RgbImage) -> Result<()>,
+    ) -> Result<()> {
         let plan = &self.plan;
-        let latent = (plan.vae.latent_channels, plan.size.0 / plan.vae.scale(), plan.size.1 / plan.vae.scale());
+        let latent = (
+            plan.vae.latent_channels,
+            plan.size.0 / plan.vae.scale(),
+            plan.size.1 / plan.vae.scale(),
+        );
         let text = self.unet.text(&self.states)?;
         for seed in plan.sampling.seeds() {
             let mut noise = Noise::new(seed, 1);
-            let mut scheduler = plan.scheduler.build(plan.sampling.steps)?;
+            let mut scheduler = plan.scheduler.build(&Request::new(plan.sampling.steps))?;
             let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
-            let latents = denoise(&mut *scheduler, &start, &mut noise, bar, |x, t| match plan.guidance_scale {
+            let latents = denoise(&mut *scheduler, &start, &mut noise, bar, |x, t| match plan
+                .guidance_scale
+            {
                 None => self.unet.forward(x, t, Some(&text)),
                 Some(scale) => {
-                    let both = self.unet.forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?.chunk(2, 0)?;
+                    let both = self
+                        .unet
+                        .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
+                        .chunk(2, 0)?;
                     let (uncond, cond) = (&both[0], &both[1]);
                     uncond + ((cond - uncond)? * scale)?
                 }
             })?;
-            on_image(seed, output::to_rgb(&self.decoder.decode(&latents)?.get(0)?)?)?;
+            on_image(
+                seed,
+                output::to_rgb(&self.decoder.decode(&latents)?.get(0)?)?,
+            )?;
         }
         Ok(())
     }
@@ -163,19 +243,45 @@ impl Txt2Img {
 fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
     match checkpoint.pipeline_class() {
         None | Some("StableDiffusionPipeline") => Ok(()),
-        Some("DDPMPipeline" | "DDIMPipeline" | "PNDMPipeline") => bail!("this checkpoint draws without a text; type: diffuse ddpm --model ..."),
-        Some(class) => bail!("model_index.json names {class}, which is not supported (accepted: StableDiffusionPipeline)"),
+        Some("DDPMPipeline" | "DDIMPipeline" | "PNDMPipeline") => {
+            bail!("this checkpoint draws without a text; type: diffuse ddpm --model ...")
+        }
+        Some(class) => bail!(
+            "model_index.json names {class}, which is not supported (accepted: StableDiffusionPipeline)"
+        ),
     }
 }
 
 /// Height and width in pixels, by the reference's rules: the UNet's sample_size times the VAE's factor unless given,
 /// with sample_size raised to 64 for files older than 0.9.0, and only multiples of 8.
-fn picture_size(unet: &UNetConfig, file: &serde_json::Map<String, serde_json::Value>, vae: &VaeConfig, height: Option<usize>, width: Option<usize>) -> Result<(usize, usize)> {
-    let one_number = file.get("sample_size").is_some_and(serde_json::Value::is_u64);
-    let old = file.get("_diffusers_version").and_then(|v| v.as_str()).is_some_and(before_0_9);
-    let own = unet.sample_size.map(|(h, w)| if one_number && old && h < 64 { (64, 64) } else { (h, w) });
-    let pick = |given: Option<usize>, own: Option<usize>, flag: &str| {
-        given.or(own.map(|side| side * vae.scale())).with_context(|| format!("unet/config.json has no sample_size; give the size with --{flag}"))
+fn picture_size(
+    unet: &UNetConfig,
+    file: &serde_json::Map<String, serde_json::Value>,
+    vae: &VaeConfig,
+    height: Option<u32>,
+    width: Option<u32>,
+) -> Result<(usize, usize)> {
+    let one_number = file
+        .get("sample_size")
+        .is_some_and(serde_json::Value::is_u64);
+    let old = file
+        .get("_diffusers_version")
+        .and_then(|v| v.as_str())
+        .is_some_and(before_0_9);
+    let own = unet.sample_size.map(|(h, w)| {
+        if one_number && old && h < 64 {
+            (64, 64)
+        } else {
+            (h, w)
+        }
+    });
+    let pick = |given: Option<u32>, own: Option<usize>, flag: &str| {
+        given
+            .map(|side| side as usize)
+            .or(own.map(|side| side * vae.scale()))
+            .with_context(|| {
+                format!("unet/config.json has no sample_size; give the size with --{flag}")
+            })
     };
     let height = pick(height, own.map(|s| s.0), "height")?;
     let width = pick(width, own.map(|s| s.1), "width")?;
@@ -183,8 +289,14 @@ fn picture_size(unet: &UNetConfig, file: &serde_json::Map<String, serde_json::Va
     for (flag, side) in [("height", height), ("width", width)] {
         if side == 0 || !side.is_multiple_of(unit) {
             let (below, above) = (side / unit * unit, side.div_ceil(unit).max(1) * unit);
-            let candidates = if below == 0 { format!("{above}") } else { format!("{below} or {above}") };
-            bail!("{flag} {side} is not a multiple of {unit}, as this model needs; try --{flag} {candidates}");
+            let candidates = if below == 0 {
+                format!("{above}")
+            } else {
+                format!("{below} or {above}")
+            };
+            bail!(
+                "{flag} {side} is not a multiple of {unit}, as this model needs; try --{flag} {candidates}"
+            );
         }
     }
     Ok((height, width))
