@@ -174,7 +174,10 @@ fn slug(subject: &str) -> String {
         if slug.len() + hyphen + word.len() > SLUG_BYTES {
             if slug.is_empty() {
                 // One endless word, or a script without spaces.
-                slug.push_str(&word[..word.floor_char_boundary(SLUG_BYTES)]);
+                slug.extend(word.chars().scan(0, |bytes, c| {
+                    *bytes += c.len_utf8();
+                    (*bytes <= SLUG_BYTES).then_some(c)
+                }));
             }
             break;
         }

@@ -1,0 +1,88 @@
+
+use builtin;
+use str;
+
+set edit:completion:arg-completer[diffuse] = {|@words|
+    fn spaces {|n|
+        builtin:repeat $n ' ' | str:join ''
+    }
+    fn cand {|text desc|
+        edit:complex-candidate $text &display=$text' '(spaces (- 14 (wcswidth $text)))$desc
+    }
+    var command = 'diffuse'
+    for word $words[1..-1] {
+        if (str:has-prefix $word '-') {
+            break
+        }
+        set command = $command';'$word
+    }
+    var completions = [
+        &'diffuse'= {
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
+            cand -V 'Print version'
+            cand --version 'Print version'
+            cand ddpm 'Draw a picture of what the model was trained on (unconditional diffusion)'
+            cand txt2img 'Draw what a text says (latent diffusion with guidance)'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'diffuse;ddpm'= {
+            cand --model 'A folder in the diffusers layout, or a model on huggingface.co'
+            cand --revision 'Branch, tag or commit of a model on huggingface.co'
+            cand --steps 'Denoising steps, at most the model''s training steps (most have 1000)'
+            cand --scheduler 'Sampler [default: the one that the model names]'
+            cand --seed 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]'
+            cand -n 'Pictures to draw; picture k has the seed plus k'
+            cand --num-images 'Pictures to draw; picture k has the seed plus k'
+            cand -o 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]'
+            cand --output 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]'
+            cand --device 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it'
+            cand --dtype 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU'
+            cand --threads 'Threads on the CPU [default: one for each core]'
+            cand --overwrite 'Replace files that exist at --output'
+            cand -q 'Say nothing on stderr but errors'
+            cand --quiet 'Say nothing on stderr but errors'
+            cand -v 'Say more on stderr; twice for all'
+            cand --verbose 'Say more on stderr; twice for all'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+        &'diffuse;txt2img'= {
+            cand --model 'A folder in the diffusers layout, or a model on huggingface.co'
+            cand --revision 'Branch, tag or commit of a model on huggingface.co'
+            cand --guidance-scale 'How closely the picture follows the text; 1 or less is no guidance'
+            cand --negative-prompt 'What to keep out of the picture'
+            cand --width 'Width in pixels, a multiple of 8 [default: the model''s]'
+            cand --height 'Height in pixels, a multiple of 8 [default: the model''s]'
+            cand --steps 'Denoising steps, at most the model''s training steps (most have 1000)'
+            cand --scheduler 'Sampler [default: the one that the model names]'
+            cand --seed 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]'
+            cand -n 'Pictures to draw; picture k has the seed plus k'
+            cand --num-images 'Pictures to draw; picture k has the seed plus k'
+            cand -o 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]'
+            cand --output 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]'
+            cand --device 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it'
+            cand --dtype 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU'
+            cand --threads 'Threads on the CPU [default: one for each core]'
+            cand --overwrite 'Replace files that exist at --output'
+            cand -q 'Say nothing on stderr but errors'
+            cand --quiet 'Say nothing on stderr but errors'
+            cand -v 'Say more on stderr; twice for all'
+            cand --verbose 'Say more on stderr; twice for all'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
+        &'diffuse;help'= {
+            cand ddpm 'Draw a picture of what the model was trained on (unconditional diffusion)'
+            cand txt2img 'Draw what a text says (latent diffusion with guidance)'
+            cand help 'Print this message or the help of the given subcommand(s)'
+        }
+        &'diffuse;help;ddpm'= {
+        }
+        &'diffuse;help;txt2img'= {
+        }
+        &'diffuse;help;help'= {
+        }
+    ]
+    $completions[$command]
+}

@@ -1,0 +1,88 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_diffuse_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_diffuse_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_diffuse_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_diffuse_using_subcommand
+    set -l cmd (__fish_diffuse_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c diffuse -n "__fish_diffuse_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c diffuse -n "__fish_diffuse_needs_command" -s V -l version -d 'Print version'
+complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "ddpm" -d 'Draw a picture of what the model was trained on (unconditional diffusion)'
+complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
+complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
+ddim\t''
+pndm\t''
+unipc\t''
+euler\t''
+euler-ancestral\t''
+dpmpp-2m\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
+cpu\t''
+cuda\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t''
+f32\t''
+f16\t''
+bf16\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l overwrite -d 'Replace files that exist at --output'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
+ddim\t''
+pndm\t''
+unipc\t''
+euler\t''
+euler-ancestral\t''
+dpmpp-2m\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
+cpu\t''
+cuda\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t''
+f32\t''
+f16\t''
+bf16\t''"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l overwrite -d 'Replace files that exist at --output'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s q -l quiet -d 'Say nothing on stderr but errors'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s v -l verbose -d 'Say more on stderr; twice for all'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s h -l help -d 'Print help'
+complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "ddpm" -d 'Draw a picture of what the model was trained on (unconditional diffusion)'
+complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
+complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
