@@ -45,7 +45,7 @@ pub fn run(args: DdpmArgs, terminal: &Terminal) -> Result<()> {
         &plan.summary(),
         &runtime,
     );
-    let calls = plan.unet_calls()?;
+    let calls = plan.unet_calls();
     let ddpm = plan.load(&checkpoint, &runtime)?;
     terminal.show_bar(calls);
     ddpm.generate(terminal.bar(), |seed, picture| {

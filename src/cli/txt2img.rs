@@ -72,7 +72,7 @@ pub fn run(args: Txt2ImgArgs, terminal: &Terminal) -> Result<()> {
         &plan.summary(),
         &runtime,
     );
-    let calls = plan.unet_calls()?;
+    let calls = plan.unet_calls();
     let txt2img = plan.load(&checkpoint, &runtime)?;
     terminal.show_bar(calls);
     txt2img.generate(terminal.bar(), |seed, picture| {
