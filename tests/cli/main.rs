@@ -2,5 +2,6 @@
 mod completions;
 mod errors;
 mod help;
+mod pipelines;
 mod smoke;
 mod support;

@@ -1,45 +1,114 @@
 //! The pictures of both commands against those of the diffusers library, pixel by pixel.
-use crate::support::{Folder, fixture};
-use serde_json::Value;
+use crate::support::{Folder, asset};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
 
 /// f32 on the CPU may differ from diffusers by this much of 255.
 const BOUND: u8 = 1;
 
 /// The case's command line, on a copy of its checkpoint with its edits.
-fn draw(case: &Value, folder: &Folder) -> image::RgbImage {
-    let text = |key: &str| case[key].as_str().unwrap_or_else(|| panic!("{key} of {case}"));
-    let model = folder.checkpoint(text("asset"));
-    for (file, changes) in case["edits"].as_object().unwrap() {
-        folder.edit_json(&model.join(file), changes);
+fn draw(case: &Value) -> image::RgbImage {
+    let text = |key: &str| {
+        case[key]
+            .as_str()
+            .unwrap_or_else(|| panic!("{key} of {case}"))
+    };
+    let folder = Folder::new();
+    copy(Path::new(&asset(text("asset"))), &folder.file("model"));
+    for (file, changes) in case["edits"].as_object().expect("edits by file") {
+        edit(
+            &folder.file("model").join(file),
+            changes.as_object().expect("changes by key"),
+        );
     }
-    let mut command = folder.diffuse();
-    command.arg(text("command")).arg("--model").arg(&model).args(["-o", "out.png", "--device", "cpu"]);
-    for (key, value) in case["args"].as_object().unwrap() {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        match key.as_str() {
-            "prompt" => command.arg(value),
-            key => command.arg(format!("--{}", key.replace('_', "-"))).arg(value),
-        };
+    let mut args: Vec<String> = [
+        text("command"),
+        "--model=model",
+        "--output=out.png",
+        "--device=cpu",
+    ]
+    .map(Into::into)
+    .into();
+    for (key, value) in case["args"].as_object().expect("arguments by name") {
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_string);
+        args.push(if key == "prompt" {
+            value
+        } else {
+            format!("--{}={value}", key.replace('_', "-"))
+        });
     }
-    folder.succeed(&mut command);
-    image::open(folder.path().join("out.png")).unwrap().into_rgb8()
+    let run = folder.run(&args);
+    assert_eq!(
+        (run.code, run.stdout.as_str()),
+        (Some(0), "out.png\n"),
+        "{args:?}: {}",
+        run.stderr
+    );
+    image::open(folder.file("out.png"))
+        .expect("the picture opens")
+        .into_rgb8()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a new folder");
+    for entry in from.read_dir().expect("an asset") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).expect("a copy")),
+        }
+    }
+}
+
+/// Sets keys of a JSON file; null removes one.
+fn edit(path: &Path, changes: &Map<String, Value>) {
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&std::fs::read(path).expect("a configuration")).expect("JSON");
+    for (key, value) in changes {
+        match value {
+            Value::Null => drop(config.remove(key)),
+            value => drop(config.insert(key.clone(), value.clone())),
+        }
+    }
+    std::fs::write(path, serde_json::to_vec(&config).expect("JSON")).expect("written");
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/pipelines")
+        .join(name)
 }
 
 #[test]
 fn every_picture_is_that_of_diffusers_within_one_level() {
-    let list: Value = serde_json::from_slice(&std::fs::read(fixture("pipelines/cases.json")).unwrap()).unwrap();
+    let list: Value =
+        serde_json::from_slice(&std::fs::read(fixture("cases.json")).unwrap()).unwrap();
     let cases = list["cases"].as_array().unwrap();
     assert!(cases.len() >= 25, "{} cases", cases.len());
     let mut wrong = Vec::new();
     for case in cases {
         let name = case["name"].as_str().unwrap();
-        let ours = draw(case, &Folder::new(name));
-        let theirs = image::open(fixture(&format!("pipelines/{name}.png"))).unwrap().into_rgb8();
+        let ours = draw(case);
+        let theirs = image::open(fixture(&format!("{name}.png")))
+            .unwrap()
+            .into_rgb8();
         assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
-        let largest = ours.iter().zip(theirs.iter()).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        let largest = ours
+            .iter()
+            .zip(theirs.iter())
+            .map(|(a, b)| a.abs_diff(*b))
+            .max()
+            .unwrap();
         if largest > BOUND {
             wrong.push(format!("{name}: {largest}"));
         }
     }
-    assert!(wrong.is_empty(), "pictures that differ: {}", wrong.join(", "));
+    assert!(
+        wrong.is_empty(),
+        "pictures that differ: {}",
+        wrong.join(", ")
+    );
 }

@@ -1,7 +1,9 @@
-//! The engine against the diffusers library (fixtures) and against laws.
+//! The engine against the diffusers library (fixtures) and against laws. One binary, so that candle is linked once.
 mod checkpoint;
+mod schedule_laws;
 mod parity {
     mod models;
     mod noise;
+    mod schedulers;
     mod support;
 }

@@ -63,7 +63,7 @@ impl<'a> Epilogue<'a> {
         if let Some(shift) = self.shift {
             let images = shift.len() / n.max(1);
             assert!(
-                images > 0 && images * n == shift.len() && m % images == 0,
+                images > 0 && images * n == shift.len() && m.is_multiple_of(images),
                 "shift for {m} x {n}: {}",
                 shift.len()
             );

@@ -227,7 +227,7 @@ pub(super) fn layer_norm_for(
 ) {
     let c = gamma.len();
     assert!(
-        c > 0 && x.len() % c == 0 && y.len() == x.len() && beta.len() == c,
+        c > 0 && x.len().is_multiple_of(c) && y.len() == x.len() && beta.len() == c,
         "rows of {c}"
     );
     let rows = (1 << 14) / c + 1;

@@ -461,7 +461,7 @@ pub unsafe fn exp_below<S: Simd>(x: S::V) -> S::V {
     let x = S::max(x, S::splat(-87.0));
     let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits so that n times it is exact
-    let r = S::fma(n, S::splat(-0.693_359_375), x);
+    let r = S::fma(n, S::splat(-355.0 / 512.0), x);
     let r = S::fma(n, S::splat(2.121_944_4e-4), r);
     let mut p = S::splat(1.987_569_1e-4);
     for c in [

@@ -49,13 +49,24 @@ pub const KEYS: &[Key] = &[
     Key("lambda_min_clipped", Rule::Number(f64::NEG_INFINITY)),
     Key(
         "variance_type",
-        Rule::Word(&["", "learned", "learned_range"]),
+        Rule::Word(&[
+            "",
+            "learned",
+            "learned_range",
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+        ]),
     ),
     LINSPACE,
     OFFSET,
     ZERO_SNR,
     Key("use_dynamic_shifting", Rule::Off),
     Key("time_shift_type", Rule::Inert),
+    // No arguments of the class, but its code asks the config for them, so another class's values count.
+    Key("sigma_min", Rule::MaybeNumber),
+    Key("sigma_max", Rule::MaybeNumber),
 ];
 
 pub struct Dpmpp2m {

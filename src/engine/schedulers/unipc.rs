@@ -232,9 +232,8 @@ fn vandermonde(r: &[f64], b: &[f64]) -> Vec<f64> {
             .unwrap_or(k);
         rows.swap(k, pivot);
         let top = rows[k].clone();
-        for (i, row) in rows.iter_mut().enumerate().filter(|(i, _)| *i != k) {
+        for (_, row) in rows.iter_mut().enumerate().filter(|(i, _)| *i != k) {
             let factor = row[k] / top[k];
-            debug_assert!(i != k);
             row.iter_mut().zip(&top).for_each(|(v, t)| *v -= factor * t);
         }
     }
