@@ -46,7 +46,10 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new();
     match cli.run(&terminal) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            terminal.bar().finish_and_clear();
+            ExitCode::SUCCESS
+        }
         Err(err) => {
             terminal.error(&format!("{err:#}"));
             ExitCode::FAILURE

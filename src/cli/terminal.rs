@@ -166,7 +166,7 @@ where
             Level::ERROR => ("error: ", "\x1b[31m"),
             Level::WARN => ("warning: ", "\x1b[33m"),
             Level::INFO => ("", ""),
-            Level::DEBUG | Level::TRACE => ("  ", "\x1b[2m"),
+            Level::DEBUG | Level::TRACE => ("", "\x1b[2m"),
         };
         let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
         let (colour, reset) = if out.has_ansi_escapes() {
