@@ -44,8 +44,8 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --quiet 'Say nothing on stderr but errors'
             cand -v 'Say more on stderr; twice for all'
             cand --verbose 'Say more on stderr; twice for all'
-            cand -h 'Print help'
-            cand --help 'Print help'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
         }
         &'diffuse;txt2img'= {
             cand --model 'A folder in the diffusers layout, or a model on huggingface.co'
@@ -69,8 +69,8 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --quiet 'Say nothing on stderr but errors'
             cand -v 'Say more on stderr; twice for all'
             cand --verbose 'Say more on stderr; twice for all'
-            cand -h 'Print help'
-            cand --help 'Print help'
+            cand -h 'Print help (see more with ''--help'')'
+            cand --help 'Print help (see more with ''--help'')'
         }
         &'diffuse;help'= {
             cand ddpm 'Draw a picture of what the model was trained on (unconditional diffusion)'

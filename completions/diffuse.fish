@@ -45,7 +45,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t''
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t'f16 on CUDA, f32 on the CPU'
 f32\t''
 f16\t''
 bf16\t''"
@@ -53,7 +53,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Thr
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
@@ -74,7 +74,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output 
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t''
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dtype -d 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU' -r -f -a "auto\t'f16 on CUDA, f32 on the CPU'
 f32\t''
 f16\t''
 bf16\t''"
@@ -82,7 +82,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d '
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s v -l verbose -d 'Say more on stderr; twice for all'
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s h -l help -d 'Print help'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "ddpm" -d 'Draw a picture of what the model was trained on (unconditional diffusion)'
 complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
 complete -c diffuse -n "__fish_diffuse_using_subcommand help; and not __fish_seen_subcommand_from ddpm txt2img help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

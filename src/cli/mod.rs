@@ -15,7 +15,7 @@ use terminal::Terminal;
 ///
 /// Opens any checkpoint in the diffusers layout, a folder or a name on huggingface.co, and draws the pixels that diffusers draws.
 #[derive(Debug, Parser)]
-#[command(name = "diffuse", version, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "diffuse", version, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,7 +46,10 @@ pub fn main() -> ExitCode {
     };
     let terminal = Terminal::new();
     match cli.run(&terminal) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => {
+            terminal.bar().finish_and_clear();
+            ExitCode::SUCCESS
+        }
         Err(err) => {
             terminal.error(&format!("{err:#}"));
             ExitCode::FAILURE

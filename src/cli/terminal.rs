@@ -10,9 +10,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, MakeWriter};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::fmt::format::{FmtSpan, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
+use tracing_subscriber::registry::{LookupSpan, Scope};
 
 /// The two streams and the bar between them.
 pub struct Terminal {
@@ -119,7 +119,14 @@ impl Terminal {
             )
             .with_ansi(io::stderr().is_terminal() && !no_color)
             .log_internal_errors(false)
-            .event_format(Short)
+            .with_span_events(if verbose > 0 {
+                FmtSpan::CLOSE
+            } else {
+                FmtSpan::NONE
+            })
+            .event_format(Short {
+                stages: verbose > 0,
+            })
             .with_writer(AroundBar(self.bar.clone()))
             .init();
         if wrong {
@@ -139,7 +146,10 @@ fn device_name(device: &Device) -> String {
 }
 
 /// Log lines without time and target; what is said at the usual level has no level either.
-struct Short;
+struct Short {
+    /// Whether a line begins with the stages it comes from.
+    stages: bool,
+}
 
 impl<S, N> FormatEvent<S, N> for Short
 where
@@ -156,7 +166,7 @@ where
             Level::ERROR => ("error: ", "\x1b[31m"),
             Level::WARN => ("warning: ", "\x1b[33m"),
             Level::INFO => ("", ""),
-            Level::DEBUG | Level::TRACE => ("  ", "\x1b[2m"),
+            Level::DEBUG | Level::TRACE => ("", "\x1b[2m"),
         };
         let reset = if colour.is_empty() { "" } else { "\x1b[0m" };
         let (colour, reset) = if out.has_ansi_escapes() {
@@ -165,6 +175,15 @@ where
             ("", "")
         };
         write!(out, "{colour}{word}")?;
+        if self.stages {
+            for span in context.event_scope().into_iter().flat_map(Scope::from_root) {
+                write!(out, "{}", span.name())?;
+                match span.extensions().get::<FormattedFields<N>>() {
+                    Some(fields) if !fields.is_empty() => write!(out, " {fields}: ")?,
+                    _ => write!(out, ": ")?,
+                }
+            }
+        }
         context.format_fields(out.by_ref(), event)?;
         writeln!(out, "{reset}")
     }

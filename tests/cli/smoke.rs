@@ -242,7 +242,7 @@ fn quiet_is_silent_and_rust_log_and_verbose_say_more() {
         let quiet: Run = quiet.expect("the program starts").into();
         assert_eq!((quiet.code, quiet.stderr.as_str()), (Some(0), ""));
         let usual = works(&folder, command, &[]).stderr.len();
-        assert!(works(&folder, command, &["-vv"]).stderr.len() > usual);
+        assert!(works(&folder, command, &["-v"]).stderr.len() > usual);
         let silenced = folder
             .command(args(command, &[]))
             .env("RUST_LOG", "error")
@@ -424,7 +424,7 @@ fn missing_and_broken_files_are_named() {
             "",
             "{",
             "[]",
-            "{\"sample_size\": \"wide\", \"beta_start\": \"low\", \"hidden_size\": {}}",
+            "{\"layers_per_block\": \"two\", \"beta_start\": \"low\", \"hidden_size\": {}}",
         ] {
             fs::write(folder.file("m").join(file), broken).expect("the copy is writable");
             refuses(&folder, args, &[name]);
