@@ -92,7 +92,8 @@ proptest! {
         let mut config = file(sd());
         config.insert(keys[key % keys.len()].0.into(), values[value].clone());
         if let Err(error) = SchedulerConfig::new(kind, config).build(&Request::new(steps)) {
-            prop_assert!(!format!("{:#}", error).contains('\n'));
+            let message = format!("{error:#}");
+            prop_assert!(!message.contains('\n'));
         }
     }
 
