@@ -13,6 +13,7 @@ mod files;
 mod header;
 mod hub;
 pub mod json;
+mod pickle;
 mod read;
 mod torch;
 mod weights;

@@ -26,18 +26,6 @@ pub enum FileType {
     Other(String),
 }
 
-impl FileType {
-    /// Bytes per number; none for the types that are not read.
-    pub fn size(&self) -> usize {
-        match self {
-            Self::F64 => 8,
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-            Self::Other(_) => 0,
-        }
-    }
-}
-
 /// One tensor of a file. The reader of the format has checked that its numbers lie inside the file.
 #[derive(Debug)]
 pub struct Entry {
