@@ -87,6 +87,11 @@ impl Checkpoint {
         self.index.get("_class_name")?.as_str()
     }
 
+    /// The class that the index names for a component; diffusers takes it over the one in the component's own config.
+    pub fn component_class(&self, component: &str) -> Option<&str> {
+        self.index.get(component)?.get(1)?.as_str()
+    }
+
     /// The diffusers version that saved it.
     pub fn version(&self) -> Option<&str> {
         self.index.get("_diffusers_version")?.as_str()

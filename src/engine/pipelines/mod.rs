@@ -28,10 +28,14 @@ impl Sampling {
     }
 }
 
-/// The checkpoint's scheduler file.
+/// The checkpoint's scheduler, of the class that the index names or, without an index, its own file does.
 fn scheduler_config(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
-    SchedulerConfig::from_json(checkpoint.json("scheduler", "scheduler_config.json")?)
-        .context("scheduler/scheduler_config.json")
+    let file = checkpoint.json("scheduler", "scheduler_config.json")?;
+    let config = match checkpoint.component_class("scheduler") {
+        Some(class) => SchedulerKind::of_class(class).map(|kind| SchedulerConfig::new(kind, file)),
+        None => SchedulerConfig::from_json(file),
+    };
+    config.context("the model's scheduler")
 }
 
 /// The scheduler of a run, as `Class.from_config` makes it where one was asked for, and its calls of the model for one picture.
