@@ -205,7 +205,7 @@ fn weights(form: Form, heun: bool, t: Level, past: &[Level]) -> Call {
                     (e.exp() - 1.0 - k) / (k * k) - 0.5
                 };
             let phi3 = if form.sde {
-                -scale * ((1.0 - e.exp() - k) / (k * k) - 0.5) * -1.0
+                scale * ((1.0 - e.exp() - k) / (k * k) - 0.5)
             } else {
                 phi3
             };

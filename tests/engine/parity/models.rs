@@ -135,3 +135,26 @@ fn text_towers_are_transformers() {
         });
     }
 }
+
+/// candle's own VAE is an independent reading of the same paper; its UNet and text tower approximate GELU and cannot serve.
+#[test]
+fn the_vae_decoder_is_that_of_candle_transformers() {
+    use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
+    let file = "diffusion_pytorch_model.safetensors";
+    let config = AutoEncoderKLConfig {
+        block_out_channels: vec![8, 12, 16],
+        layers_per_block: 1,
+        latent_channels: 4,
+        norm_num_groups: 4,
+        use_quant_conv: true,
+        use_post_quant_conv: true,
+    };
+    let theirs = AutoEncoderKL::new(builder("vae", file, DType::F32), 3, 3, config).unwrap();
+    let ours: VaeConfig = self::config("vae");
+    let decoder = VaeDecoder::load(&ours, builder("vae", file, DType::F32), DType::F32).unwrap();
+    let x = Tensor::randn(0f32, 1.0, (1, 4, 9, 11), &Device::Cpu).unwrap();
+    let expected = theirs.decode(&(&x / ours.scaling_factor).unwrap()).unwrap();
+    let error = distance(&decoder.decode(&x).unwrap(), &expected);
+    // Two f32 computations in different orders.
+    assert!(error <= 1e-5 * magnitude(&expected), "differs by {error:e}");
+}
