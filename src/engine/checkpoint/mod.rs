@@ -3,7 +3,7 @@
 //! - [`json`]: configs, as Python writes them
 //! - [`hub`]: repositories and their cache
 //! - [`files`]: which files hold the weights
-//! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`])
+//! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`], [`pickle`])
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -34,7 +34,7 @@ pub struct Checkpoint {
 #[derive(Debug)]
 enum Source {
     Folder(PathBuf),
-    Hub(hub::Repository),
+    Hub(Box<hub::Repository>),
 }
 
 impl Checkpoint {
@@ -48,7 +48,7 @@ impl Checkpoint {
                 "{model} is a file: give the folder of a model in the diffusers layout, or a hub id such as owner/name"
             );
         } else if hub::is_id(model) {
-            Source::Hub(hub::Repository::open(model, revision)?)
+            Source::Hub(Box::new(hub::Repository::open(model, revision)?))
         } else {
             bail!(
                 "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
