@@ -698,3 +698,31 @@ proptest! {
         let _ = json::parse_object(text.as_bytes());
     }
 }
+
+#[test]
+#[ignore = "a measurement: set WEIGHTS_MODEL to a large checkpoint's folder"]
+fn loading_a_large_component_is_timed() {
+    let checkpoint = Checkpoint::open(&std::env::var("WEIGHTS_MODEL").unwrap(), "main").unwrap();
+    for dtype in [DType::F32, DType::F32, DType::F16] {
+        let start = std::time::Instant::now();
+        let files = checkpoint.prepare_weights("unet", DType::F32).unwrap();
+        let weights = Weights::open(&files, Naming::default()).unwrap();
+        let headers = start.elapsed();
+        let vb = weights.var_builder(dtype, &Device::Cpu);
+        let tensors: Vec<Tensor> = weights
+            .names()
+            .map(|name| vb.get_unchecked_dtype(name, dtype).unwrap())
+            .collect();
+        weights.finish().unwrap();
+        let count: usize = tensors.iter().map(Tensor::elem_count).sum();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let peak = status
+            .lines()
+            .find(|l| l.starts_with("VmHWM"))
+            .unwrap_or_default();
+        println!(
+            "{dtype:?}: {count} numbers, headers {headers:?}, all {:?}, {peak}",
+            start.elapsed()
+        );
+    }
+}

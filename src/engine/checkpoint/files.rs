@@ -77,8 +77,9 @@ impl Checkpoint {
             });
         }
         bail!(
-            "{} has no weights for {component}: looked for diffusion_pytorch_model or model as .safetensors, .fp16.safetensors, .bin, or in parts with an index.json",
-            self.place(component)
+            "{} has no weights for {component}{}: looked for diffusion_pytorch_model or model as .safetensors, .fp16.safetensors, .bin, or in parts with an index.json",
+            self.name(),
+            self.searched()
         )
     }
 

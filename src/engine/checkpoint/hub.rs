@@ -6,9 +6,11 @@ use super::json::one_line;
 use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
+use indicatif::ProgressBar;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Repositories that were taken down, and where the same files are.
 const MOVED: [(&str, &str); 4] = [
@@ -52,8 +54,12 @@ pub struct Repository {
     id: String,
     revision: String,
     cache: PathBuf,
-    api: ApiRepo,
-    offline: bool,
+    api: Api,
+    /// The revision to download: the commit of the cache where there is one, so that no two commits are mixed.
+    files: ApiRepo,
+    bars: AtomicBool,
+    /// The network is not to be used, or did not answer.
+    offline: AtomicBool,
     /// The names of its files and its commit, once the hub was asked.
     listing: OnceLock<Listing>,
     /// The commit of the cache's files, where the cache knows the revision.
@@ -93,17 +99,29 @@ impl Repository {
         }
         let api: Api = builder.build().context("the hub's client cannot be made")?;
         let cached = cached_commit(&cache, revision);
-        let offline = variable("HF_HUB_OFFLINE").is_some_and(|v| is_true(&v));
+        let offline = variable("HF_HUB_OFFLINE")
+            .is_some_and(|v| is_true(&v))
+            .into();
+        let wanted = cached.as_deref().unwrap_or(revision).to_string();
+        let files = api.repo(Repo::with_revision(id.to_string(), RepoType::Model, wanted));
         let (id, revision) = (id.to_string(), revision.to_string());
+        let (bars, listing) = (AtomicBool::new(false), OnceLock::new());
         Ok(Self {
             id,
             revision,
             cache,
-            api: api.repo(repo),
+            api,
+            files,
+            bars,
             offline,
-            listing: OnceLock::new(),
+            listing,
             cached,
         })
+    }
+
+    /// Whether downloads of weights show how far they are.
+    pub fn show_bars(&self, yes: bool) {
+        self.bars.store(yes, Ordering::Relaxed);
     }
 
     pub fn commit(&self) -> Option<&str> {
@@ -116,41 +134,73 @@ impl Repository {
         if let Some(path) = self.in_cache(name) {
             return Ok(Some(path));
         }
-        if self.offline {
-            return match self.cached {
-                Some(_) => Ok(None),
-                None => bail!(
-                    "{} at {} is not in the cache and HF_HUB_OFFLINE is set: unset it once to download",
-                    self.id,
-                    self.revision
-                ),
-            };
-        }
-        if !self.listing()?.names.contains(name) {
-            return Ok(None);
+        match self.listing()? {
+            Some(listing) if listing.names.contains(name) => {}
+            _ => return Ok(None),
         }
         if let Some(path) = self.in_cache(name) {
             return Ok(Some(path));
         }
+        self.download(name).map(Some)
+    }
+
+    fn download(&self, name: &str) -> Result<PathBuf> {
+        let explain = |err| self.explain(err, name);
+        let small = name.ends_with(".json") || name.ends_with(".txt");
+        let bar = match self.bars.load(Ordering::Relaxed) && !small {
+            true => ProgressBar::new(0),
+            false => ProgressBar::hidden(),
+        };
+        tracing::info!("downloading {name} of {}", self.id);
         let path = self
-            .api
-            .download(name)
-            .map_err(|err| self.explain(err, name))?;
-        Ok(Some(path))
+            .files
+            .download_with_progress(name, bar)
+            .map_err(explain)?;
+        if let Some(commit) = &self.cached {
+            // The client notes the commit as if it were a branch, which Python's does not.
+            std::fs::remove_file(self.cache.join("refs").join(commit)).ok();
+        }
+        if self
+            .snapshot()
+            .is_none_or(|snapshot| !path.starts_with(snapshot))
+        {
+            bail!("{} changed while it was downloaded: run again", self.id);
+        }
+        if !small {
+            // A server that ignores ranges makes a resumed file too long, which the client does not notice.
+            let size = self
+                .api
+                .metadata(&self.files.url(name))
+                .map_err(explain)?
+                .size();
+            let blob = std::fs::canonicalize(&path)?;
+            let found = std::fs::metadata(&blob)?.len();
+            if found != size as u64 {
+                std::fs::remove_file(&path).ok();
+                std::fs::remove_file(&blob).ok();
+                bail!(
+                    "{name} of {} came with {found} bytes instead of {size}: run again",
+                    self.id
+                );
+            }
+        }
+        Ok(path)
     }
 
     /// Whether the repository has files under `folder/`.
     pub fn has_folder(&self, folder: &str) -> Result<bool> {
         let cached = self.snapshot().is_some_and(|s| s.join(folder).is_dir());
-        if cached || self.offline {
-            return Ok(cached);
+        if cached {
+            return Ok(true);
         }
         let start = format!("{folder}/");
-        Ok(self
-            .listing()?
-            .names
-            .iter()
-            .any(|name| name.starts_with(&start)))
+        let listing = self.listing()?;
+        Ok(listing.is_some_and(|l| l.names.iter().any(|name| name.starts_with(&start))))
+    }
+
+    /// Whether only the cache was searched.
+    pub fn is_offline(&self) -> bool {
+        self.offline.load(Ordering::Relaxed)
     }
 
     fn snapshot(&self) -> Option<PathBuf> {
@@ -163,11 +213,35 @@ impl Repository {
             .filter(|path| path.is_file())
     }
 
-    fn listing(&self) -> Result<&Listing> {
+    /// What the repository has; `None` where only the cache can be asked, which then must know the revision.
+    fn listing(&self) -> Result<Option<&Listing>> {
         if let Some(listing) = self.listing.get() {
-            return Ok(listing);
+            return Ok(Some(listing));
         }
-        let info = self.api.info().map_err(|err| self.explain(err, ""))?;
+        if self.is_offline() {
+            return match self.cached {
+                Some(_) => Ok(None),
+                None => bail!(
+                    "{} at {} is not in the cache and HF_HUB_OFFLINE is set: unset it once to download",
+                    self.id,
+                    self.revision
+                ),
+            };
+        }
+        let info = match self.files.info() {
+            Ok(info) => info,
+            Err(ApiError::RequestError(err))
+                if self.cached.is_some() && !matches!(*err, ureq::Error::StatusCode(_)) =>
+            {
+                tracing::warn!(
+                    "the hub cannot be reached ({}): using what the cache has",
+                    one_line(&err.to_string())
+                );
+                self.offline.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            Err(err) => return Err(self.explain(err, "")),
+        };
         if !is_commit(&info.sha) {
             bail!("the hub gave no commit for {}", self.id);
         }
@@ -182,10 +256,10 @@ impl Repository {
             .map(|s| s.rfilename)
             .filter(plain)
             .collect();
-        Ok(self.listing.get_or_init(|| Listing {
+        Ok(Some(self.listing.get_or_init(|| Listing {
             commit: info.sha,
             names,
-        }))
+        })))
     }
 
     /// The hub's answer in words that say what to do.

@@ -3,7 +3,7 @@
 //! - [`json`]: configs, as Python writes them
 //! - [`hub`]: repositories and their cache
 //! - [`files`]: which files hold the weights
-//! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`])
+//! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`], [`pickle`])
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -82,6 +82,13 @@ impl Checkpoint {
         }
     }
 
+    /// Whether downloads of weights show how far they are; at first they do not.
+    pub fn show_downloads(&self, yes: bool) {
+        if let Source::Hub(repository) = &self.source {
+            repository.show_bars(yes);
+        }
+    }
+
     /// The pipeline that saved the checkpoint.
     pub fn pipeline_class(&self) -> Option<&str> {
         self.index.get("_class_name")?.as_str()
@@ -134,9 +141,9 @@ impl Checkpoint {
 
     /// A config as it stands.
     pub fn json(&self, component: &str, name: &str) -> Result<Map<String, Value>> {
-        let path = self
-            .file(component, name)?
-            .with_context(|| format!("{} has no {component}/{name}", self.name))?;
+        let path = self.file(component, name)?.with_context(|| {
+            format!("{} has no {component}/{name}{}", self.name, self.searched())
+        })?;
         json::read_object(&path, json::CONFIG_LIMIT)
     }
 
@@ -153,6 +160,16 @@ impl Checkpoint {
     /// Where a component is, for messages.
     fn place(&self, component: &str) -> String {
         format!("{}/{component}", self.name.trim_end_matches('/'))
+    }
+
+    /// The end of a message about a file that is not there.
+    fn searched(&self) -> &'static str {
+        match &self.source {
+            Source::Hub(repository) if repository.is_offline() => {
+                " in the cache, and the hub was not asked (offline)"
+            }
+            _ => "",
+        }
     }
 
     /// Only a lone network and its scheduler may lie at the root, and only where they have no folder.

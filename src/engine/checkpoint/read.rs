@@ -65,7 +65,10 @@ fn numbers<S: Number, T: Number>(file: &File, entry: &Entry) -> Result<Vec<T>> {
 
 /// `count` numbers that follow each other.
 fn dense<S: Number, T: Number>(file: &File, offset: u64, count: usize) -> Result<Vec<T>> {
-    let mut values = vec![T::zeroed(); count];
+    // Untouched zero pages, whatever the type; and no abort where the memory is not there.
+    let Ok(mut values) = bytemuck::allocation::try_zeroed_vec::<T>(count) else {
+        bail!("{count} numbers do not fit into memory");
+    };
     let read = |(i, part): (usize, &mut [T])| -> std::io::Result<()> {
         let at = offset + (i * CHUNK * size_of::<S>()) as u64;
         // The same type: straight into place.
