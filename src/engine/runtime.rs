@@ -67,7 +67,7 @@ impl Runtime {
             DeviceChoice::Cpu => Device::Cpu,
             DeviceChoice::Cuda(number) => open_cuda(number)?,
             DeviceChoice::Auto => open_cuda(0).unwrap_or_else(|reason| {
-                tracing::debug!("{reason:#}; running on the CPU");
+                tracing::debug!("auto: the CPU, since {reason:#}");
                 Device::Cpu
             }),
         };
