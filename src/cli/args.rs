@@ -10,7 +10,6 @@ use clap::{
 };
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -98,11 +97,6 @@ impl MachineArgs {
                 .with_context(|| format!("starting {threads} threads; try fewer --threads"))?;
         }
         Ok(())
-    }
-
-    /// Whether bars may be drawn: a person watches and has not asked for silence.
-    pub fn shows_progress(&self) -> bool {
-        !self.quiet && std::io::stderr().is_terminal()
     }
 
     pub fn runtime(&self) -> Result<Runtime> {

@@ -37,7 +37,7 @@ pub fn run(args: DdpmArgs, terminal: &Terminal) -> Result<()> {
         .names(&super::names::model_name(&args.model), &sampling)?;
     let runtime = args.machine.runtime()?;
     let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
-    checkpoint.show_downloads(args.machine.shows_progress());
+    checkpoint.show_downloads(terminal.shows_progress());
     let plan = DdpmPlan::new(&checkpoint, sampling.clone())?;
     terminal.describe(
         &args.model,

@@ -2,7 +2,6 @@
 use super::usage::one_line;
 use crate::engine::{output, pipelines::Sampling, progress, runtime::Runtime};
 use anyhow::{Context, Result};
-use candle_core::{Device, DeviceLocation};
 use indicatif::ProgressBar;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -66,11 +65,14 @@ impl Terminal {
             n => format!(", {n} pictures"),
         };
         tracing::info!(
-            "{model}{revision}, {summary}, seed {}{images}, {} on {}",
-            sampling.seed,
-            runtime.weights.as_str(),
-            device_name(&runtime.device)
+            "{model}{revision}, {summary}, seed {}{images}, {runtime}",
+            sampling.seed
         );
+    }
+
+    /// Whether bars may be drawn: a person watches and has not asked for silence.
+    pub fn shows_progress(&self) -> bool {
+        !self.quiet.load(Ordering::Relaxed) && io::stderr().is_terminal()
     }
 
     pub fn show_bar(&self, calls: u64) {
@@ -134,14 +136,6 @@ impl Terminal {
                 "RUST_LOG is not a filter, so {default} is used; write it as in diffuse=debug"
             );
         }
-    }
-}
-
-fn device_name(device: &Device) -> String {
-    match device.location() {
-        DeviceLocation::Cpu => "cpu".to_owned(),
-        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
 

@@ -56,7 +56,7 @@ pub fn run(args: Txt2ImgArgs, terminal: &Terminal) -> Result<()> {
     let mut names = args.output.names(&args.prompt, &sampling)?;
     let runtime = args.machine.runtime()?;
     let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
-    checkpoint.show_downloads(args.machine.shows_progress());
+    checkpoint.show_downloads(terminal.shows_progress());
     let request = Txt2ImgRequest {
         prompt: args.prompt,
         negative_prompt: args.negative_prompt,

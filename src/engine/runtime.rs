@@ -103,7 +103,7 @@ impl fmt::Display for Runtime {
             candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
             candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         };
-        write!(f, "{device} {}", self.weights.as_str())
+        write!(f, "{} on {device}", self.weights.as_str())
     }
 }
 
