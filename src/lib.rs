@@ -16,5 +16,9 @@
 //!   - `kernels`: the CPU's arithmetic on plain slices
 //!   - `checkpoint`: folders, the hub, weight files
 //!   - `output`, `noise`, `runtime`
+//!   - `allocator`: large blocks used again
 pub mod cli;
 pub mod engine;
+
+#[global_allocator]
+static ALLOCATOR: engine::allocator::KeepLarge = engine::allocator::KeepLarge;

@@ -1,4 +1,5 @@
 //! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
+pub mod allocator;
 pub mod checkpoint;
 pub mod denoise;
 pub mod kernels;

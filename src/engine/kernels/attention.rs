@@ -204,7 +204,7 @@ kernel! {
             match value_width / S::LANES {
                 5 => products::<S, 2, 5>(job.rows, a, KEYS, len, values, panels, stride, into),
                 3 => products::<S, 4, 3>(job.rows, a, KEYS, len, values, panels, stride, into),
-                _ if S::TILE_ROWS == 8 => products::<S, 8, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
+                _ if S::TILE_ROWS == 12 => products::<S, 12, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
                 _ => products::<S, 6, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
             }
             key += KEYS;
@@ -312,8 +312,8 @@ unsafe fn score_products<S: Simd>(
         add: false,
     };
     let stride = d * 2 * S::LANES;
-    if S::TILE_ROWS == 8 {
-        products::<S, 8, 2>(rows, q, d, d, keys, panels, stride, into);
+    if S::TILE_ROWS == 12 {
+        products::<S, 12, 2>(rows, q, d, d, keys, panels, stride, into);
     } else {
         products::<S, 6, 2>(rows, q, d, d, keys, panels, stride, into);
     }

@@ -1,8 +1,9 @@
 //! The product behind linear layers and direct convolutions: y (m, n) = A (m, k) W^T, W packed in panels.
 //!
 //! The rows of A need not lie in memory as a matrix: each is a list of segments given by pointers, so that a
-//! convolution is the same loop with one segment for each tap (an im2col that is never written), and two maps joined on
-//! channels are two segments. A is not packed: a tile reads 6 rows side by side, which the caches take well.
+//! convolution is the same loop with one segment for each tap, and two maps joined on channels are two segments. A task
+//! copies its rows of one block of k side by side: an im2col of 100 kB at a time, and rows a multiple of 4 kB apart,
+//! which would all fall into one set of the first-level cache, do not.
 //!
 //! The sum over k is in blocks of at most [`K_BLOCK`], each summed in registers in order and then added to y, so a
 //! result depends on nothing but its own row and column: not on the batch, the number of threads or its place in a tile.
@@ -12,8 +13,12 @@ use super::scratch::{Scratch, Shared};
 use super::simd::{Simd, kernel};
 use rayon::prelude::*;
 
-/// A panel's block, K_BLOCK x 16 numbers, is half of a 32 kB first-level cache.
-const K_BLOCK: usize = 256;
+/// Longest stretch of k summed in registers.
+const K_BLOCK: usize = 320;
+/// From one copied row to the next: an odd number of cache lines.
+const LINE: usize = K_BLOCK + 16;
+/// The most rows of a tile of any instruction set.
+const MOST_ROWS: usize = 12;
 /// Rows of a task. Divisible by the tile rows of every instruction set.
 const M_BLOCK: usize = 96;
 /// Columns of a task, so that its part of y stays in the second-level cache.
@@ -44,49 +49,48 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     }
 }
 
-/// A stretch of k: part of one segment.
-#[derive(Clone, Copy)]
+/// A stretch of k that lies in one segment.
 struct Piece {
     segment: usize,
     offset: usize,
     len: usize,
 }
 
-/// Pieces summed in registers without a stop.
+/// A stretch of k that is summed in registers without a stop.
 struct KBlock {
     k: usize,
     len: usize,
     pieces: Vec<Piece>,
 }
 
-/// Cuts segments of the given lengths into blocks of at most K_BLOCK.
+/// Cuts k into even blocks of at most K_BLOCK, each with the pieces of segments that it covers.
 fn k_blocks(segments: &[usize]) -> Vec<KBlock> {
-    let mut blocks: Vec<KBlock> = Vec::new();
-    let mut k = 0;
-    for (segment, &len) in segments.iter().enumerate() {
-        let parts = len.div_ceil(K_BLOCK).max(1);
-        for part in 0..parts {
-            let (from, to) = (len * part / parts, len * (part + 1) / parts);
-            let piece = Piece {
+    let k: usize = segments.iter().sum();
+    let count = k.div_ceil(K_BLOCK).max(1);
+    let (mut segment, mut offset) = (0, 0);
+    let block = |i: usize| {
+        let (from, to) = (k * i / count, k * (i + 1) / count);
+        let (mut left, mut pieces) = (to - from, Vec::<Piece>::new());
+        while left > 0 {
+            let len = left.min(segments[segment] - offset);
+            pieces.push(Piece {
                 segment,
-                offset: from,
-                len: to - from,
-            };
-            match blocks.last_mut() {
-                Some(block) if block.len + piece.len <= K_BLOCK => {
-                    block.len += piece.len;
-                    block.pieces.push(piece);
-                }
-                _ => blocks.push(KBlock {
-                    k,
-                    len: piece.len,
-                    pieces: vec![piece],
-                }),
+                offset,
+                len,
+            });
+            left -= len;
+            offset += len;
+            if offset == segments[segment] {
+                (segment, offset) = (segment + 1, 0);
             }
-            k += piece.len;
         }
-    }
-    blocks
+        KBlock {
+            k: from,
+            len: to - from,
+            pieces,
+        }
+    };
+    (0..count).map(block).collect()
 }
 
 /// One product: who multiplies whom, and where it goes.
@@ -132,17 +136,23 @@ impl Product<'_> {
                 let (row_block, column_block) = (task % row_blocks, task / row_blocks);
                 let first = row_block * M_BLOCK;
                 let rows = M_BLOCK.min(m - first);
-                let stride = M_BLOCK + 8;
-                let mut table = vec![std::ptr::null(); self.segments.len() * stride];
-                for segment in 0..self.segments.len() {
-                    for i in 0..stride {
-                        // a tile that runs past the end reads the last row again and writes nothing
-                        table[segment * stride + i] = address(first + i.min(rows - 1), segment);
-                    }
-                }
+                // The task's rows of one block of k, side by side.
+                let mut lines = Scratch::take((M_BLOCK + MOST_ROWS) * LINE);
                 let mut buffer = Scratch::take(panels.buffer_len(longest));
                 let first_panel = column_block * columns;
                 for (index, block) in blocks.iter().enumerate() {
+                    for i in 0..rows {
+                        let mut to = lines[i * LINE..].as_mut_ptr();
+                        for piece in &block.pieces {
+                            // SAFETY: the address is valid for the segment by this function's contract; a line holds K_BLOCK
+                            // numbers, and the pieces of a block are no more.
+                            unsafe {
+                                let from = address(first + i, piece.segment).add(piece.offset);
+                                to.copy_from_nonoverlapping(from, piece.len);
+                                to = to.add(piece.len);
+                            }
+                        }
+                    }
                     for panel in first_panel..(first_panel + columns).min(panels.count()) {
                         let w = panels.rows(panel, block.k, block.len, &mut buffer);
                         let stage = Stage {
@@ -153,15 +163,14 @@ impl Product<'_> {
                             begins: index == 0,
                             ends: index + 1 == blocks.len(),
                         };
-                        // SAFETY: the table's pointers are valid by this function's contract, w holds the block; the rows and
-                        // columns of y written belong to this task alone.
+                        // SAFETY: the lines hold the block's rows and room for a tile that runs past them, w holds the block; the
+                        // rows and columns of y written belong to this task alone.
                         unsafe {
                             column_of_tiles(
                                 panels.isa,
                                 &stage,
-                                &block.pieces,
-                                &table,
-                                stride,
+                                lines.as_ptr(),
+                                block.len,
                                 w,
                                 y.pointer(),
                                 &self.finish,
@@ -185,12 +194,10 @@ struct Stage {
 
 kernel! {
     /// All the tiles of a panel in a task's rows, for one block of k.
-    #[allow(clippy::too_many_arguments)] // a raw inner loop: a struct of them would only rename the list
     fn column_of_tiles[S](
         stage: &Stage,
-        pieces: &[Piece],
-        table: &[*const f32],
-        stride: usize,
+        lines: *const f32,
+        len: usize,
         w: *const f32,
         y: *mut f32,
         finish: &Finish,
@@ -198,47 +205,43 @@ kernel! {
         let mut i = 0;
         while i < stage.rows {
             let left = stage.rows - i;
-            let rows = table.as_ptr().add(i);
-            if S::TILE_ROWS == 8 && left >= 7 {
-                one_tile::<S, 8>(stage, i, pieces, rows, stride, w, y, finish);
-                i += 8;
+            let rows = lines.add(i * LINE);
+            if S::TILE_ROWS == 12 && left >= 9 {
+                one_tile::<S, 12>(stage, i, rows, len, w, y, finish);
+                i += 12;
             } else if left >= 5 {
-                one_tile::<S, 6>(stage, i, pieces, rows, stride, w, y, finish);
+                one_tile::<S, 6>(stage, i, rows, len, w, y, finish);
                 i += 6;
             } else if left >= 3 {
-                one_tile::<S, 4>(stage, i, pieces, rows, stride, w, y, finish);
+                one_tile::<S, 4>(stage, i, rows, len, w, y, finish);
                 i += 4;
             } else {
-                one_tile::<S, 2>(stage, i, pieces, rows, stride, w, y, finish);
+                one_tile::<S, 2>(stage, i, rows, len, w, y, finish);
                 i += 2;
             }
         }
     }
 }
 
+/// R rows from the block's row `i` on. Those past the last are computed from what lies in the lines and not written.
 #[inline(always)]
-#[allow(clippy::too_many_arguments)] // as above
 unsafe fn one_tile<S: Simd, const R: usize>(
     stage: &Stage,
     i: usize,
-    pieces: &[Piece],
-    table: *const *const f32,
-    stride: usize,
-    mut w: *const f32,
+    lines: *const f32,
+    len: usize,
+    w: *const f32,
     y: *mut f32,
     finish: &Finish,
 ) {
     let mut acc = [[S::splat(0.0); 2]; R];
-    for piece in pieces {
-        let mut rows = [std::ptr::null(); R];
-        for r in 0..R {
-            rows[r] = (*table.add(piece.segment * stride + r)).add(piece.offset);
-        }
-        tile::<S, R, 2>(rows, piece.len, w, &mut acc);
-        w = w.add(piece.len * 2 * S::LANES);
+    let mut rows = [lines; R];
+    for r in 0..R {
+        rows[r] = lines.add(r * LINE);
     }
+    tile::<S, R, 2>(rows, len, w, &mut acc);
     // Through memory: the loops below must not keep the sums from living in registers above.
-    let mut sums = [0f32; 8 * 32];
+    let mut sums = [0f32; MOST_ROWS * 32];
     for r in 0..R {
         for j in 0..2 {
             S::store(sums.as_mut_ptr().add((r * 2 + j) * S::LANES), acc[r][j]);

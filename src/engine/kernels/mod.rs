@@ -22,6 +22,7 @@
 
 pub mod activation;
 pub mod attention;
+mod ceiling;
 pub mod conv;
 mod conv_winograd;
 mod epilogue;
@@ -37,6 +38,7 @@ mod tests;
 
 pub use activation::{geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionShape, attention};
+pub use ceiling::multiply_adds;
 pub use conv::{ConvShape, PackedConv2d};
 pub use epilogue::{Activation, Epilogue};
 pub use linear::PackedLinear;

@@ -129,6 +129,9 @@ kernel! {
     }
 }
 
+/// Numbers of a cache line, at least.
+const LINE: usize = 16;
+
 fn interleave<T: Copy + Default + Send + Sync>(
     n: usize,
     k: usize,
@@ -142,10 +145,12 @@ fn interleave<T: Copy + Default + Send + Sync>(
         .enumerate()
         .for_each(|(panel, to)| {
             let columns = width.min(n - panel * width);
-            for s in 0..k {
-                let row = &mut to[order(s) * width..][..columns];
-                for (j, value) in row.iter_mut().enumerate() {
-                    *value = at((panel * width + j) * k + s);
+            // a cache line of each row at a time: rows a multiple of 4 kB apart push each other out of the cache
+            for first in (0..k).step_by(LINE) {
+                for j in 0..columns {
+                    for s in first..(first + LINE).min(k) {
+                        to[order(s) * width + j] = at((panel * width + j) * k + s);
+                    }
                 }
             }
         });

@@ -74,10 +74,18 @@ fn with_weights<R>(w: &Tensor, f: impl FnOnce(Weights) -> R) -> Result<R> {
     })
 }
 
-/// A tensor of `shape` on the CPU, written by `f`.
+/// A tensor of `shape` on the CPU, written by `f`: a kernel, which writes every number and reads none before it has.
+///
+/// The memory is not zeroed first: on large maps that costs as much as a whole pass over them.
 fn write_f32(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let shape = shape.into();
-    let mut y = vec![0f32; shape.elem_count()];
+    let count = shape.elem_count();
+    let mut y: Vec<f32> = Vec::with_capacity(count);
+    // SAFETY: the room is there; any bytes are an f32, and each is written before it is read, by f's contract.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        y.set_len(count)
+    };
     f(&mut y);
     Tensor::from_vec(y, shape, &Device::Cpu)
 }

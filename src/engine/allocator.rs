@@ -1,0 +1,260 @@
+//! Large blocks of memory are kept and handed out again.
+//!
+//! Every layer writes its result into a fresh block of many megabytes and drops its input's. The C library gives such
+//! blocks back to the system at once and takes them anew, and each time every 4 kB cost a page fault.
+//! Here blocks of 1 MB and more are maps of their own, in huge pages where Linux has them to give, and what is freed is
+//! kept, up to [`KEEP`] bytes, for the next of its size. Smaller blocks are the system allocator's.
+//!
+//! Only Linux is served so; elsewhere everything is the system allocator's.
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// The program's allocator; `lib.rs` installs it.
+pub struct KeepLarge;
+
+#[cfg(not(target_os = "linux"))]
+// SAFETY: it is the system's allocator under another name.
+unsafe impl GlobalAlloc for KeepLarge {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(block, layout) }
+    }
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        unsafe { System.realloc(block, layout, new_size) }
+    }
+}
+
+#[cfg(target_os = "linux")]
+pub use linux::KEEP;
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use super::*;
+    use std::ptr::null_mut;
+    use std::sync::{Mutex, MutexGuard};
+
+    const LARGE: usize = 1 << 20;
+    const HUGE_PAGE: usize = 2 << 20;
+    /// Bytes kept for reuse at most.
+    pub const KEEP: usize = 512 << 20;
+
+    /// A free block and its whole length.
+    #[derive(Clone, Copy)]
+    struct Block(*mut u8, usize);
+
+    // SAFETY: a free block belongs to whoever takes it from the list.
+    unsafe impl Send for Block {}
+
+    /// The newest last. An array, because the allocator's own list must not allocate.
+    struct Kept {
+        blocks: [Block; 64],
+        count: usize,
+        bytes: usize,
+    }
+
+    static KEPT: Mutex<Kept> = Mutex::new(Kept {
+        blocks: [Block(null_mut(), 0); 64],
+        count: 0,
+        bytes: 0,
+    });
+
+    fn kept() -> MutexGuard<'static, Kept> {
+        KEPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    impl Kept {
+        fn remove(&mut self, i: usize) -> Block {
+            let block = self.blocks[i];
+            self.blocks.copy_within(i + 1..self.count, i);
+            self.count -= 1;
+            self.bytes -= block.1;
+            block
+        }
+
+        fn take(&mut self, length: usize) -> Option<*mut u8> {
+            let found = (0..self.count)
+                .rev()
+                .find(|&i| self.blocks[i].1 == length)?;
+            Some(self.remove(found).0)
+        }
+
+        fn put(&mut self, block: Block) {
+            if block.1 > KEEP {
+                return unmap(block);
+            }
+            while self.count == self.blocks.len() || self.bytes + block.1 > KEEP {
+                unmap(self.remove(0));
+            }
+            self.blocks[self.count] = block;
+            self.count += 1;
+            self.bytes += block.1;
+        }
+    }
+
+    /// Gives a free block back to the system.
+    fn unmap(Block(start, length): Block) {
+        // SAFETY: a free block is a whole map that nobody uses.
+        unsafe { libc::munmap(start.cast(), length) };
+    }
+
+    /// Whole huge pages, and steps of an eighth above, so that blocks of about one size are of one length.
+    /// None where the size is more than an address can say.
+    fn length(size: usize) -> Option<usize> {
+        let step = (size.checked_next_power_of_two()? / 16).max(HUGE_PAGE);
+        size.checked_next_multiple_of(step)
+    }
+
+    fn is_ours(layout: &Layout) -> bool {
+        layout.size() >= LARGE && layout.align() <= HUGE_PAGE
+    }
+
+    /// A new map of zeros that begins with a huge page, or null.
+    fn map(length: usize) -> *mut u8 {
+        let Some(room) = length.checked_add(HUGE_PAGE) else {
+            return null_mut();
+        };
+        // SAFETY: a new private map touches nothing that is there; the ends cut off lie inside it.
+        unsafe {
+            let start = libc::mmap(
+                null_mut(),
+                room,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if start == libc::MAP_FAILED {
+                return null_mut();
+            }
+            let start: *mut u8 = start.cast();
+            let before = start.align_offset(HUGE_PAGE);
+            let block = start.add(before);
+            if before > 0 {
+                libc::munmap(start.cast(), before);
+            }
+            libc::munmap(block.add(length).cast(), HUGE_PAGE - before);
+            // Where there are no huge pages this fails and small ones serve.
+            libc::madvise(block.cast(), length, libc::MADV_HUGEPAGE);
+            block
+        }
+    }
+
+    // SAFETY: a large block is a map of `length(size)` bytes, which alloc and dealloc compute alike from the layout; it is in
+    // the list or in use, never both. Everything else is the system's.
+    unsafe impl GlobalAlloc for KeepLarge {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            match length(layout.size()).filter(|_| is_ours(&layout)) {
+                Some(length) => match kept().take(length) {
+                    Some(block) => block,
+                    None => map(length),
+                },
+                // SAFETY: the caller's contract.
+                None => unsafe { System.alloc(layout) },
+            }
+        }
+
+        unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+            match length(layout.size()).filter(|_| is_ours(&layout)) {
+                Some(length) => match kept().take(length) {
+                    Some(block) => {
+                        // SAFETY: the block holds `length` bytes, which are not fewer.
+                        unsafe { block.write_bytes(0, layout.size()) };
+                        block
+                    }
+                    None => map(length),
+                },
+                // SAFETY: the caller's contract.
+                None => unsafe { System.alloc_zeroed(layout) },
+            }
+        }
+
+        unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+            match length(layout.size()).filter(|_| is_ours(&layout)) {
+                Some(length) => kept().put(Block(block, length)),
+                // SAFETY: the caller's contract.
+                None => unsafe { System.dealloc(block, layout) },
+            }
+        }
+
+        unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+            // SAFETY: the caller's contract: new_size is not 0 and no layout overflows.
+            let new = unsafe { Layout::from_size_align_unchecked(new_size, layout.align()) };
+            if !is_ours(&layout) && !is_ours(&new) {
+                // SAFETY: as above, and the block is the system's.
+                return unsafe { System.realloc(block, layout, new_size) };
+            }
+            if is_ours(&layout) && is_ours(&new) && length(layout.size()) == length(new_size) {
+                return block;
+            }
+            // SAFETY: both blocks hold the smaller size and do not overlap; the old one is freed by its own layout.
+            unsafe {
+                let to = self.alloc(new);
+                if !to.is_null() {
+                    to.copy_from_nonoverlapping(block, layout.size().min(new_size));
+                    self.dealloc(block, layout);
+                }
+                to
+            }
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn blocks_of_about_one_size_have_one_length() {
+            assert_eq!(length(LARGE), Some(HUGE_PAGE));
+            assert_eq!(length(5 << 20), Some(6 << 20));
+            assert_eq!(length(130 << 20), length(140 << 20));
+            assert_eq!(length(usize::MAX), None);
+        }
+
+        #[test]
+        fn zeroed_memory_is_zero_after_others_wrote_it() {
+            for _ in 0..3 {
+                let zeros = vec![0u8; 3 << 20];
+                assert!(zeros.iter().all(|&x| x == 0));
+                let ones = std::hint::black_box(vec![1u8; 3 << 20]);
+                drop((zeros, ones));
+            }
+        }
+
+        #[test]
+        fn contents_survive_growing_across_the_limit_and_shrinking_back() {
+            let mut v: Vec<u32> = (0..100_000).collect();
+            for size in [300_000, 600_000, 9_000_000, 1_000, 500_000] {
+                let same = v.len().min(size);
+                v.resize(size, 7);
+                v.shrink_to_fit();
+                assert!(
+                    v[..same.min(1_000)]
+                        .iter()
+                        .enumerate()
+                        .all(|(i, &x)| x == i as u32)
+                );
+                assert!(v[same..].iter().all(|&x| x == 7));
+            }
+        }
+
+        #[test]
+        fn no_more_is_kept_than_the_limit() {
+            for _ in 0..2 {
+                drop((0..12).map(|_| vec![1u8; 90 << 20]).collect::<Vec<_>>());
+                assert!(kept().bytes <= KEEP);
+            }
+            drop(vec![1u8; KEEP + LARGE]);
+            assert!(kept().count <= 64);
+        }
+
+        #[test]
+        fn an_impossible_size_is_refused_and_not_an_abort() {
+            let mut v: Vec<u8> = Vec::new();
+            assert!(v.try_reserve_exact(isize::MAX as usize).is_err());
+        }
+    }
+}
