@@ -3,8 +3,8 @@
 //! `cargo bench --bench kernels`; `-- conv3x3` runs a part, `--threads` is rayon's: RAYON_NUM_THREADS=1. "items" are floating-point operations
 //! of the definition, so 500 GItem/s is 500 effective GFLOP/s; `ceiling` is what all cores' multipliers do with no memory at all.
 use diffuse::engine::kernels::{
-    AttentionShape, ConvShape, Epilogue, GroupNormShape, PackedConv2d, PackedLinear, Weights,
-    attention, group_norm, layer_norm, multiply_adds,
+    AttentionShape, ConvShape, Epilogue, GroupNormShape, PackedConv2d, PackedLinear, Parts,
+    Weights, attention, group_norm, layer_norm, multiply_adds,
 };
 use divan::{Bencher, counter::ItemsCount};
 use rayon::prelude::*;
@@ -52,7 +52,14 @@ fn conv(bencher: Bencher, shape: ConvShape, (b, side): (usize, usize)) {
     let mut y = vec![0.0; b * oh * ow * n];
     bencher
         .counter(ItemsCount::new(2 * b * oh * ow * n * c * taps))
-        .bench_local(|| conv.run(&x, (b, side, side), Epilogue::default(), &mut y));
+        .bench_local(|| {
+            conv.run(
+                Parts::whole(&x, c),
+                (b, side, side),
+                Epilogue::default(),
+                &mut y,
+            )
+        });
 }
 
 /// Batch, side of the map, channels in and out.
@@ -147,9 +154,16 @@ fn group_norm_silu(bencher: Bencher, (b, pixels, channels): (usize, usize, usize
     let x = numbers(b * pixels * channels);
     let (gamma, beta) = (numbers(channels), numbers(channels));
     let mut y = x.clone();
-    bencher
-        .counter(ItemsCount::new(x.len()))
-        .bench_local(|| group_norm(&x, shape, (&gamma, &beta), 1e-5, true, &mut y));
+    bencher.counter(ItemsCount::new(x.len())).bench_local(|| {
+        group_norm(
+            Parts::whole(&x, channels),
+            shape,
+            (&gamma, &beta),
+            1e-5,
+            true,
+            &mut y,
+        )
+    });
 }
 
 #[divan::bench(args = [(8192, 320), (2048, 640), (512, 1280)])]

@@ -3,7 +3,8 @@
 //! Every layer writes its result into a fresh block of many megabytes and drops its input's. The C library gives such
 //! blocks back to the system at once and takes them anew, and each time every 4 kB cost a page fault.
 //! Here blocks of 1 MB and more are maps of their own, in huge pages where Linux has them to give, and what is freed is
-//! kept, up to [`KEEP`] bytes, for the next of its size. Smaller blocks are the system allocator's.
+//! kept for the next of its size. Kept and used blocks together are never more than were once in use together, so the
+//! program's peak is what it would have been. Smaller blocks are the system allocator's.
 //!
 //! Only Linux is served so; elsewhere everything is the system allocator's.
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -29,9 +30,6 @@ unsafe impl GlobalAlloc for KeepLarge {
 }
 
 #[cfg(target_os = "linux")]
-pub use linux::KEEP;
-
-#[cfg(target_os = "linux")]
 mod linux {
     use super::*;
     use std::ptr::null_mut;
@@ -39,8 +37,6 @@ mod linux {
 
     const LARGE: usize = 1 << 20;
     const HUGE_PAGE: usize = 2 << 20;
-    /// Bytes kept for reuse at most.
-    pub const KEEP: usize = 512 << 20;
 
     /// A free block and its whole length.
     #[derive(Clone, Copy)]
@@ -54,12 +50,17 @@ mod linux {
         blocks: [Block; 64],
         count: usize,
         bytes: usize,
+        /// Bytes in use now, and the most so far.
+        used: usize,
+        peak: usize,
     }
 
     static KEPT: Mutex<Kept> = Mutex::new(Kept {
         blocks: [Block(null_mut(), 0); 64],
         count: 0,
         bytes: 0,
+        used: 0,
+        peak: 0,
     });
 
     fn kept() -> MutexGuard<'static, Kept> {
@@ -75,23 +76,32 @@ mod linux {
             block
         }
 
-        fn take(&mut self, length: usize) -> Option<*mut u8> {
-            let found = (0..self.count)
-                .rev()
-                .find(|&i| self.blocks[i].1 == length)?;
-            Some(self.remove(found).0)
+        /// A block of this length for use, and whether it is new and therefore zero; null where there is no memory.
+        fn take(&mut self, length: usize) -> (*mut u8, bool) {
+            let found = (0..self.count).rev().find(|&i| self.blocks[i].1 == length);
+            self.used += length;
+            self.peak = self.peak.max(self.used);
+            if let Some(i) = found {
+                return (self.remove(i).0, false);
+            }
+            while self.count > 0 && self.used + self.bytes > self.peak {
+                unmap(self.remove(0));
+            }
+            let block = map(length);
+            if block.is_null() {
+                self.used -= length;
+            }
+            (block, true)
         }
 
         fn put(&mut self, block: Block) {
-            if block.1 > KEEP {
-                return unmap(block);
-            }
-            while self.count == self.blocks.len() || self.bytes + block.1 > KEEP {
+            if self.count == self.blocks.len() {
                 unmap(self.remove(0));
             }
             self.blocks[self.count] = block;
             self.count += 1;
             self.bytes += block.1;
+            self.used -= block.1;
         }
     }
 
@@ -148,10 +158,7 @@ mod linux {
     unsafe impl GlobalAlloc for KeepLarge {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             match length(layout.size()).filter(|_| is_ours(&layout)) {
-                Some(length) => match kept().take(length) {
-                    Some(block) => block,
-                    None => map(length),
-                },
+                Some(length) => kept().take(length).0,
                 // SAFETY: the caller's contract.
                 None => unsafe { System.alloc(layout) },
             }
@@ -159,14 +166,14 @@ mod linux {
 
         unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
             match length(layout.size()).filter(|_| is_ours(&layout)) {
-                Some(length) => match kept().take(length) {
-                    Some(block) => {
+                Some(length) => {
+                    let (block, new) = kept().take(length);
+                    if !new {
                         // SAFETY: the block holds `length` bytes, which are not fewer.
                         unsafe { block.write_bytes(0, layout.size()) };
-                        block
                     }
-                    None => map(length),
-                },
+                    block
+                }
                 // SAFETY: the caller's contract.
                 None => unsafe { System.alloc_zeroed(layout) },
             }
@@ -242,13 +249,17 @@ mod linux {
         }
 
         #[test]
-        fn no_more_is_kept_than_the_limit() {
-            for _ in 0..2 {
-                drop((0..12).map(|_| vec![1u8; 90 << 20]).collect::<Vec<_>>());
-                assert!(kept().bytes <= KEEP);
+        fn used_and_kept_together_are_never_more_than_was_used_at_once() {
+            for megabytes in [90, 40, 300, 7, 90, 260] {
+                drop(
+                    (0..8)
+                        .map(|_| vec![1u8; megabytes << 20])
+                        .collect::<Vec<_>>(),
+                );
+                let kept = kept();
+                assert!(kept.used + kept.bytes <= kept.peak);
+                assert!(kept.bytes > 0);
             }
-            drop(vec![1u8; KEEP + LARGE]);
-            assert!(kept().count <= 64);
         }
 
         #[test]

@@ -6,6 +6,7 @@
 //! - all others: a direct product whose rows are the taps' pixels where they lie (`gemm`), nothing copied
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
+use super::input::{Lines, Parts};
 use super::packed::{Panels, Weights};
 use super::simd::Isa;
 
@@ -42,11 +43,26 @@ pub struct PackedConv2d {
     pub(super) zeros: Vec<f32>,
 }
 
-/// A map of which some channels come from one place and the rest from another.
-#[derive(Clone, Copy)]
-pub(super) struct Parts<'a> {
-    pub x: [&'a [f32]; 2],
-    pub channels: [usize; 2],
+/// What one call reads and how large its result is.
+pub(super) struct Call<'a> {
+    pub parts: Parts<'a>,
+    /// (b, h, w) of the maps in memory.
+    pub size: (usize, usize, usize),
+    /// The map convolved has these lines and columns of those in memory.
+    pub rows: Lines,
+    pub columns: Lines,
+    /// Height and width of the result.
+    pub result: (usize, usize),
+}
+
+impl Call<'_> {
+    /// The pixel's numbers in a part; None beside the map, on the upper and left sides too, whose indices have wrapped around.
+    pub fn pixel(&self, part: usize, image: usize, y: usize, x: usize) -> Option<*const f32> {
+        let (_, h, w) = self.size;
+        let (y, x) = (self.rows.get(y)?, self.columns.get(x)?);
+        let c = self.parts.channels[part];
+        Some(self.parts.x[part][((image * h + y) * w + x) * c..][..c].as_ptr())
+    }
 }
 
 impl PackedConv2d {
@@ -90,73 +106,44 @@ impl PackedConv2d {
     /// `size` is (b, h, w) of x.
     pub fn run(
         &self,
-        x: &[f32],
+        x: Parts<'_>,
         size: (usize, usize, usize),
         epilogue: Epilogue<'_>,
         y: &mut [f32],
     ) {
-        self.run_parts(
-            Parts {
-                x: [x, &[]],
-                channels: [self.shape.in_channels, 0],
-            },
-            size,
-            epilogue,
-            y,
-        );
+        self.run_enlarged(x, size, (size.1, size.2), epilogue, y);
     }
 
-    /// The input is two maps joined on channels, x0's first; the joined map is never made.
-    pub fn run2(
+    /// Of x (b, h, w) enlarged to the height and width `to` by nearest neighbours; the enlarged map is never made.
+    pub fn run_enlarged(
         &self,
-        (x0, c0): (&[f32], usize),
-        (x1, c1): (&[f32], usize),
+        x: Parts<'_>,
         size: (usize, usize, usize),
-        epilogue: Epilogue<'_>,
-        y: &mut [f32],
-    ) {
-        self.run_parts(
-            Parts {
-                x: [x0, x1],
-                channels: [c0, c1],
-            },
-            size,
-            epilogue,
-            y,
-        );
-    }
-
-    fn run_parts(
-        &self,
-        parts: Parts<'_>,
-        size: (usize, usize, usize),
+        to: (usize, usize),
         epilogue: Epilogue<'_>,
         y: &mut [f32],
     ) {
         let (b, h, w) = size;
         let (oh, ow) = self
-            .output_size(h, w)
+            .output_size(to.0, to.1)
             .expect("callers ask output_size first");
-        assert_eq!(
-            parts.channels[0] + parts.channels[1],
-            self.shape.in_channels,
-            "input channels"
-        );
-        for (x, c) in parts.x.iter().zip(parts.channels) {
-            assert_eq!(x.len(), b * h * w * c, "input of {b} x {h} x {w} x {c}");
-        }
+        let n = self.shape.out_channels;
+        assert_eq!(x.channels(), self.shape.in_channels, "input channels");
+        x.check(b * h * w);
         let m = b * oh * ow;
-        assert_eq!(
-            y.len(),
-            m * self.shape.out_channels,
-            "result of {m} x {}",
-            self.shape.out_channels
-        );
-        let finish = Finish::new(&epilogue, self.bias.as_deref(), m, self.shape.out_channels);
+        assert_eq!(y.len(), m * n, "result of {m} x {n}");
+        let finish = Finish::new(&epilogue, self.bias.as_deref(), m, n);
+        let call = Call {
+            parts: x,
+            size,
+            rows: Lines::new(h, to.0),
+            columns: Lines::new(w, to.1),
+            result: (oh, ow),
+        };
         if self.suits_winograd(oh, ow) {
-            self.winograd(&parts, size, finish, y);
+            self.winograd(&call, finish, y);
         } else {
-            self.direct(&parts, size, finish, y);
+            self.direct(&call, finish, y);
         }
     }
 
@@ -168,38 +155,27 @@ impl PackedConv2d {
         shape.kernel == (3, 3) && shape.stride == 1 && shape.in_channels >= 16 && oh >= 4 && ow >= 4
     }
 
-    pub(super) fn direct(
-        &self,
-        parts: &Parts<'_>,
-        (b, h, w): (usize, usize, usize),
-        finish: Finish,
-        y: &mut [f32],
-    ) {
+    pub(super) fn direct(&self, call: &Call<'_>, finish: Finish, y: &mut [f32]) {
         let shape = &self.shape;
-        let (oh, ow) = self.output_size(h, w).expect("checked by the caller");
+        let (oh, ow) = call.result;
         let (kh, kw) = shape.kernel;
-        let used = if parts.channels[1] == 0 { 1 } else { 2 };
+        let used = call.parts.count();
         let segments: Vec<usize> = (0..kh * kw * used)
-            .map(|s| parts.channels[s % used])
+            .map(|s| call.parts.channels[s % used])
             .collect();
         let product = Product {
             panels: &self.panels,
             segments: &segments,
-            m: b * oh * ow,
+            m: call.size.0 * oh * ow,
             finish,
         };
         let address = |row: usize, segment: usize| {
             let (tap, part) = (segment / used, segment % used);
             let (image, oy, ox) = (row / (oh * ow), row / ow % oh, row % ow);
-            // a pixel above or left of the map wraps around to a large number and is refused like one below
             let iy = (oy * shape.stride + tap / kw).wrapping_sub(shape.padding[0]);
             let ix = (ox * shape.stride + tap % kw).wrapping_sub(shape.padding[2]);
-            if iy < h && ix < w {
-                let c = parts.channels[part];
-                parts.x[part][((image * h + iy) * w + ix) * c..][..c].as_ptr()
-            } else {
-                self.zeros.as_ptr()
-            }
+            call.pixel(part, image, iy, ix)
+                .unwrap_or(self.zeros.as_ptr())
         };
         // SAFETY: each address is of `channels` numbers in x or of the zeros, which are as many as all channels.
         unsafe { product.run(address, y) };

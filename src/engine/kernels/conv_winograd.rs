@@ -11,7 +11,7 @@
 //!
 //! Few channels, which come with large maps, make one block: the panel's weights are transformed once for a group of
 //! hundreds of tiles. Many are taken a block at a time, in the second-level cache beside the sums of fewer tiles.
-use super::conv::{PackedConv2d, Parts};
+use super::conv::{Call, PackedConv2d};
 use super::epilogue::Finish;
 use super::gemm::tile;
 use super::packed::Panels;
@@ -56,8 +56,6 @@ const B2: f32 = 2.0;
 
 /// Everything of one call that tiles share.
 struct Plan {
-    h: usize,
-    w: usize,
     oh: usize,
     ow: usize,
     /// Tiles of an image, down and across.
@@ -85,14 +83,8 @@ impl Plan {
 }
 
 impl PackedConv2d {
-    pub(super) fn winograd(
-        &self,
-        parts: &Parts<'_>,
-        (b, h, w): (usize, usize, usize),
-        finish: Finish,
-        y: &mut [f32],
-    ) {
-        let (oh, ow) = self.output_size(h, w).expect("checked by the caller");
+    pub(super) fn winograd(&self, call: &Call<'_>, finish: Finish, y: &mut [f32]) {
+        let (b, (oh, ow)) = (call.size.0, call.result);
         let (isa, panels, c) = (self.panels.isa, &self.panels, self.shape.in_channels);
         let tiles = (oh.div_ceil(4), ow.div_ceil(4));
         let all = b * tiles.0 * tiles.1;
@@ -104,8 +96,6 @@ impl PackedConv2d {
         let mut input = Scratch::take(36 * step);
         let y = Shared::new(y);
         let mut plan = Plan {
-            h,
-            w,
             oh,
             ow,
             tiles,
@@ -126,9 +116,9 @@ impl PackedConv2d {
                 .with_min_len(2)
                 .for_each(|index| {
                     let mut offset = 0;
-                    for (x, channels) in parts.x.iter().zip(parts.channels).filter(|(_, c)| *c > 0)
-                    {
-                        let pixels = self.pixels(plan, plan.first + index, x, channels);
+                    for part in 0..call.parts.count() {
+                        let channels = call.parts.channels[part];
+                        let pixels = self.pixels(plan, plan.first + index, call, part);
                         // SAFETY: each pixel is of `channels` numbers; this task alone writes this tile's rows of the 36 matrices.
                         unsafe {
                             let to = v.pointer().add(index * c + offset);
@@ -163,15 +153,14 @@ impl PackedConv2d {
     }
 
     /// Where a tile's 6x6 pixels lie; those beside the map are zeros.
-    fn pixels(&self, plan: &Plan, tile: usize, x: &[f32], c: usize) -> [*const f32; 36] {
+    fn pixels(&self, plan: &Plan, tile: usize, call: &Call<'_>, part: usize) -> [*const f32; 36] {
         let (image, ty, tx) = plan.place(tile);
         let mut pixels = [self.zeros.as_ptr(); 36];
         for (i, pixel) in pixels.iter_mut().enumerate() {
-            // above or left of the map wraps around to a large number
             let iy = (4 * ty + i / 6).wrapping_sub(plan.top);
             let ix = (4 * tx + i % 6).wrapping_sub(plan.left);
-            if iy < plan.h && ix < plan.w {
-                *pixel = x[((image * plan.h + iy) * plan.w + ix) * c..][..c].as_ptr();
+            if let Some(inside) = call.pixel(part, image, iy, ix) {
+                *pixel = inside;
             }
         }
         pixels

@@ -7,8 +7,9 @@
 //! - [`linear`]: linear layers and the gated feed-forward
 //! - [`attention`]: softmax(Q K^T) V, tiled
 //! - [`norm`]: group norm with SiLU, layer norm
-//! - [`activation`], [`resample`]
-//! - below them: `gemm` (the product), `packed` (weights), `epilogue` (what is folded into the writes), `simd`, `scratch`
+//! - [`activation`]
+//! - below them: `gemm` (the product), `packed` (weights), `input` (what need not be one map), `epilogue` (what is folded into the
+//!   writes), `simd`, `scratch`
 //!
 //! Every fast function has its definition beside it (`.._naive`), and `tests` compares them on awkward sizes for every
 //! instruction set of the machine. Lengths that do not fit are a programmer's mistake and panic.
@@ -27,10 +28,10 @@ pub mod conv;
 mod conv_winograd;
 mod epilogue;
 mod gemm;
+mod input;
 pub mod linear;
 pub mod norm;
 mod packed;
-pub mod resample;
 mod scratch;
 mod simd;
 #[cfg(test)]
@@ -41,7 +42,7 @@ pub use attention::{AttentionShape, attention};
 pub use ceiling::multiply_adds;
 pub use conv::{ConvShape, PackedConv2d};
 pub use epilogue::{Activation, Epilogue};
+pub use input::{Parts, nearest};
 pub use linear::PackedLinear;
 pub use norm::{GroupNormShape, group_norm, layer_norm};
 pub use packed::Weights;
-pub use resample::{upsample_nearest, upsample_nearest_2x};

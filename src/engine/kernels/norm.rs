@@ -5,6 +5,7 @@
 //! shift a large mean costs no digits. Blocks of 64 pixels are summed in f32 and joined in f64, in the same order
 //! whatever the number of threads.
 use super::activation::silu_v;
+use super::input::Parts;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Isa, Simd, kernel};
 use rayon::prelude::*;
@@ -24,9 +25,9 @@ pub struct GroupNormShape {
     pub groups: usize,
 }
 
-/// Group norm; `silu` applies it to the result.
+/// Group norm; `silu` applies it to the result. x may be two maps joined on channels; y is one.
 pub fn group_norm(
-    x: &[f32],
+    x: Parts<'_>,
     shape: GroupNormShape,
     (gamma, beta): (&[f32], &[f32]),
     eps: f32,
@@ -38,7 +39,7 @@ pub fn group_norm(
 
 pub(super) fn group_norm_for(
     isa: Isa,
-    x: &[f32],
+    x: Parts<'_>,
     shape: GroupNormShape,
     (gamma, beta): (&[f32], &[f32]),
     eps: f32,
@@ -51,8 +52,9 @@ pub(super) fn group_norm_for(
         channels: c,
         groups,
     } = shape;
-    assert_eq!(x.len(), b * pixels * c, "input of {b} x {pixels} x {c}");
-    assert_eq!(y.len(), x.len(), "result like input");
+    assert_eq!(x.channels(), c, "input of {b} x {pixels} x {c}");
+    x.check(b * pixels);
+    assert_eq!(y.len(), b * pixels * c, "result of {b} x {pixels} x {c}");
     assert!(
         groups > 0 && c % groups == 0,
         "{c} channels in {groups} groups"
@@ -61,33 +63,44 @@ pub(super) fn group_norm_for(
         gamma.len() == c && beta.len() == c,
         "weights of {c} channels"
     );
-    if x.is_empty() {
+    if y.is_empty() {
         return;
     }
+    // an image of a part, and where its channels begin in the joined map
+    let part = |i: usize, image: usize| {
+        let channels = x.channels[i];
+        let values = &x.x[i][image * pixels * channels..][..pixels * channels];
+        (values, channels, i * x.channels[0])
+    };
     let tasks = pixels.div_ceil(TASK);
     // for each task: the sums of its channels, then of their squares
     let partial: Vec<Vec<f64>> = (0..b * tasks)
         .into_par_iter()
         .map(|task| {
-            let image = &x[task / tasks * pixels * c..][..pixels * c];
             let first = task % tasks * TASK;
             let mut sums = vec![0f64; 2 * c];
             let mut block = Scratch::take(2 * c);
-            for from in (first..pixels.min(first + TASK)).step_by(BLOCK) {
+            for (i, from) in (0..x.count()).flat_map(|i| {
+                (first..pixels.min(first + TASK))
+                    .step_by(BLOCK)
+                    .map(move |p| (i, p))
+            }) {
+                let (values, channels, at) = part(i, task / tasks);
                 let rows = BLOCK.min(pixels - from);
-                // SAFETY: rows pixels of c numbers from `from` on lie in the image; block holds 2 c.
+                // SAFETY: rows pixels of so many channels from `from` on lie in the part; block holds 2 c.
                 unsafe {
                     channel_sums(
                         isa,
-                        image[from * c..].as_ptr(),
+                        values[from * channels..].as_ptr(),
                         rows,
-                        c,
-                        image.as_ptr(),
+                        channels,
+                        values.as_ptr(),
                         block.as_mut_ptr(),
                     )
                 };
-                for (sum, part) in sums.iter_mut().zip(block.iter()) {
-                    *sum += f64::from(*part);
+                for j in 0..channels {
+                    sums[at + j] += f64::from(block[j]);
+                    sums[c + at + j] += f64::from(block[channels + j]);
                 }
             }
             sums
@@ -102,7 +115,12 @@ pub(super) fn group_norm_for(
                 .zip(part)
                 .for_each(|(sum, part)| *sum += part);
         }
-        let shift = &x[image * pixels * c..][..c];
+        let shift: Vec<f32> = (0..x.count())
+            .flat_map(|i| {
+                let (values, channels, _) = part(i, image);
+                values[..channels].to_vec()
+            })
+            .collect();
         let (scale, offset) = factors.split_at_mut(c);
         let size = c / groups;
         for group in 0..groups {
@@ -126,21 +144,17 @@ pub(super) fn group_norm_for(
     (0..b * tasks).into_par_iter().for_each(|task| {
         let (image, first) = (task / tasks, task % tasks * TASK);
         let rows = TASK.min(pixels - first);
-        let from = (image * pixels + first) * c;
         let factors = &factors[image * 2 * c..][..2 * c];
-        let part = &x[from..from + rows * c];
-        // SAFETY: this task alone writes these rows * c numbers of y, which is as long as x.
-        unsafe {
-            apply(
-                isa,
-                part.as_ptr(),
-                rows,
-                c,
-                factors.as_ptr(),
-                silu,
-                out.pointer().add(from),
-            )
-        };
+        for i in 0..x.count() {
+            let (values, channels, at) = part(i, image);
+            let values = &values[first * channels..][..rows * channels];
+            // SAFETY: this task alone writes these rows of y, which are c long, of which these channels begin at `at`.
+            unsafe {
+                let y = out.pointer().add((image * pixels + first) * c + at);
+                let scale = factors[at..].as_ptr();
+                apply(isa, values.as_ptr(), rows, channels, scale, silu, y, c)
+            };
+        }
     });
 }
 
@@ -193,14 +207,24 @@ unsafe fn sum_columns<S: Simd, const C: usize>(
 }
 
 kernel! {
-    fn apply[S](x: *const f32, rows: usize, c: usize, factors: *const f32, silu: bool, y: *mut f32) {
+    /// x (rows, c) times the first c factors plus those `stride` on, to rows of y `stride` apart.
+    #[allow(clippy::too_many_arguments)] // two matrices and what is done between them
+    fn apply[S](
+        x: *const f32,
+        rows: usize,
+        c: usize,
+        factors: *const f32,
+        silu: bool,
+        y: *mut f32,
+        stride: usize,
+    ) {
         for row in 0..rows {
-            let (x, y) = (x.add(row * c), y.add(row * c));
+            let (x, y) = (x.add(row * c), y.add(row * stride));
             let mut i = 0;
             while i < c {
                 let left = c - i;
                 let scale = S::load_up_to(factors.add(i), left);
-                let offset = S::load_up_to(factors.add(c + i), left);
+                let offset = S::load_up_to(factors.add(stride + i), left);
                 let mut v = S::fma(S::load_up_to(x.add(i), left), scale, offset);
                 if silu {
                     v = silu_v::<S>(v);

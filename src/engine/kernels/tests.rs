@@ -207,7 +207,12 @@ fn convolutions_equal_their_definition_on_every_instruction_set() {
         for &isa in Isa::available() {
             let mut y = vec![f32::NAN; expected.len()];
             let conv = PackedConv2d::pack_for(isa, shape, Weights::F32(&weight), Some(&bias));
-            conv.run(&x, (b, h, w), Epilogue::default(), &mut y);
+            conv.run(
+                Parts::whole(&x, shape.in_channels),
+                (b, h, w),
+                Epilogue::default(),
+                &mut y,
+            );
             let error = distance(&y, &expected);
             assert!(error < WINOGRAD, "{isa:?} {shape:?} {b} {h} {w}: {error}");
         }
@@ -244,7 +249,12 @@ fn a_convolution_of_two_maps_is_that_of_their_concatenation() {
         for &isa in Isa::available() {
             let mut y = vec![f32::NAN; expected.len()];
             let conv = PackedConv2d::pack_for(isa, shape, Weights::F32(&weight), None);
-            conv.run2((&x0, c0), (&x1, c1), (b, h, w), Epilogue::default(), &mut y);
+            conv.run(
+                Parts::joined((&x0, c0), (&x1, c1)),
+                (b, h, w),
+                Epilogue::default(),
+                &mut y,
+            );
             assert!(
                 distance(&y, &expected) < WINOGRAD,
                 "{isa:?} {shape:?}: {}",
@@ -275,12 +285,14 @@ fn an_image_is_bit_for_bit_the_same_in_every_batch_and_with_any_threads() {
         let conv = PackedConv2d::pack(shape, Weights::F32(&weight), None);
         let mut batch = vec![f32::NAN; 3 * oh * ow * n];
         with_threads(3, || {
-            conv.run(&x, (3, h, w), Epilogue::default(), &mut batch)
+            let x = Parts::whole(&x, c);
+            conv.run(x, (3, h, w), Epilogue::default(), &mut batch)
         });
         let mut alone = vec![f32::NAN; oh * ow * n];
         for image in 0..3 {
             let x = &x[image * h * w * c..][..h * w * c];
             with_threads(1, || {
+                let x = Parts::whole(x, c);
                 conv.run(x, (1, h, w), Epilogue::default(), &mut alone)
             });
             assert!(
@@ -414,7 +426,8 @@ fn group_norm_equals_its_definition_and_keeps_its_digits_under_a_large_mean() {
             group_norm_naive(&x, shape, (&gamma, &beta), 1e-5, silu, &mut expected);
             for &isa in Isa::available() {
                 let mut y = vec![f32::NAN; x.len()];
-                group_norm_for(isa, &x, shape, (&gamma, &beta), 1e-5, silu, &mut y);
+                let whole = Parts::whole(&x, c);
+                group_norm_for(isa, whole, shape, (&gamma, &beta), 1e-5, silu, &mut y);
                 // x * scale + offset rounds at the size of the mean over the deviation
                 let bound = if offset == 0.0 { SUMS } else { 4e-5 };
                 assert!(
@@ -509,16 +522,74 @@ fn activations_of_extreme_numbers_are_their_limits() {
 }
 
 #[test]
-fn enlarging_repeats_pixels_as_torch_does() {
-    let x: Vec<f32> = (0..6).map(|i| i as f32).collect();
-    let mut y = vec![0.0; 24];
-    upsample_nearest_2x(&x, (1, 1, 3, 2), &mut y);
-    assert_eq!(
-        y[..12],
-        [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 5.0, 4.0, 5.0]
-    );
-    assert_eq!(y[..12], y[12..]);
-    let mut y = vec![0.0; 10];
-    upsample_nearest(&x, (1, 1, 3, 2), (1, 5), &mut y);
-    assert_eq!(y, [0.0, 1.0, 0.0, 1.0, 2.0, 3.0, 2.0, 3.0, 4.0, 5.0]);
+fn group_norm_of_two_maps_is_that_of_the_joined_map_bit_for_bit() {
+    for (c0, c1, groups) in [(20, 12, 4), (33, 7, 5), (64, 32, 32)] {
+        let (b, pixels, c) = (2, 600, c0 + c1);
+        let (x0, x1) = (numbers(b * pixels * c0, 1), numbers(b * pixels * c1, 2));
+        let joined: Vec<f32> = x0
+            .chunks(c0)
+            .zip(x1.chunks(c1))
+            .flat_map(|(a, b)| [a, b].concat())
+            .collect();
+        let (gamma, beta) = (numbers(c, 3), numbers(c, 4));
+        let shape = GroupNormShape {
+            b,
+            pixels,
+            channels: c,
+            groups,
+        };
+        for &isa in Isa::available() {
+            let mut results = [joined.clone(), joined.clone()];
+            for (x, y) in [
+                Parts::whole(&joined, c),
+                Parts::joined((&x0, c0), (&x1, c1)),
+            ]
+            .into_iter()
+            .zip(&mut results)
+            {
+                group_norm_for(isa, x, shape, (&gamma, &beta), 1e-5, true, y);
+            }
+            assert!(results[0] == results[1], "{isa:?} {c0} {c1}");
+            assert!(results[0] != joined);
+        }
+    }
+}
+
+#[test]
+fn enlarging_repeats_lines_as_torch_does() {
+    let lines = |from, to| (0..to).map(|i| nearest(i, from, to)).collect::<Vec<_>>();
+    assert_eq!(lines(3, 6), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(lines(3, 5), [0, 0, 1, 1, 2]);
+    assert_eq!(lines(4, 4), [0, 1, 2, 3]);
+    assert_eq!(lines(4, 7), [0, 0, 1, 1, 2, 2, 3]);
+}
+
+#[test]
+fn a_convolution_of_an_enlarged_map_is_that_of_the_map_made_large_bit_for_bit() {
+    let (b, h, w, c, n) = (2, 5, 6, 18, 20);
+    let x = numbers(b * h * w * c, 1);
+    for (to, kernel) in [((10, 12), 3), ((9, 11), 3), ((5, 6), 3), ((9, 12), 1)] {
+        let mut large = Vec::new();
+        for (image, oy, ox) in
+            (0..b).flat_map(|i| (0..to.0).flat_map(move |y| (0..to.1).map(move |x| (i, y, x))))
+        {
+            let (iy, ix) = (nearest(oy, h, to.0), nearest(ox, w, to.1));
+            large.extend_from_slice(&x[((image * h + iy) * w + ix) * c..][..c]);
+        }
+        let shape = ConvShape {
+            in_channels: c,
+            out_channels: n,
+            kernel: (kernel, kernel),
+            stride: 1,
+            padding: [kernel / 2; 4],
+        };
+        let weight = numbers(n * c * kernel * kernel, 2);
+        let conv = PackedConv2d::pack(shape, Weights::F32(&weight), None);
+        let mut expected = vec![f32::NAN; b * to.0 * to.1 * n];
+        let mut y = expected.clone();
+        let (all, small) = (Parts::whole(&large, c), Parts::whole(&x, c));
+        conv.run(all, (b, to.0, to.1), Epilogue::default(), &mut expected);
+        conv.run_enlarged(small, (b, h, w), to, Epilogue::default(), &mut y);
+        assert!(y == expected, "{to:?} {kernel}");
+    }
 }

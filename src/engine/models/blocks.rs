@@ -254,7 +254,7 @@ impl UpBlock {
             x = layer.forward(&x.concat_channels(&skip)?, Some(temb), text)?;
         }
         match (&self.upsampler, skips.last()) {
-            (Some(conv), Some(next)) => conv.forward(&x.resize_nearest(next.size()?)?),
+            (Some(conv), Some(next)) => conv.forward_enlarged(&x, next.size()?),
             _ => Ok(x),
         }
     }
@@ -267,7 +267,7 @@ impl UpBlock {
         match &self.upsampler {
             Some(conv) => {
                 let (h, w) = x.size()?;
-                conv.forward(&x.resize_nearest((2 * h, 2 * w))?)
+                conv.forward_enlarged(&x, (2 * h, 2 * w))
             }
             None => Ok(x),
         }

@@ -1,5 +1,5 @@
 //! The element-wise functions that checkpoints name.
-use super::{Map, own_kernels_for, with_f32};
+use super::{Map, own_kernels_for, values};
 use crate::engine::kernels;
 
 use candle_core::{Result, Tensor};
@@ -28,7 +28,7 @@ impl Activation {
     /// The function of every element.
     pub fn of(self, x: &Tensor) -> Result<Tensor> {
         if let (true, Some(kernel)) = (own_kernels_for(x), self.kernel()) {
-            let mut y = with_f32(x, <[f32]>::to_vec)?;
+            let mut y = values(&x.contiguous()?)?.f32()?.to_vec();
             kernel(&mut y);
             return Tensor::from_vec(y, x.shape(), x.device());
         }
@@ -43,7 +43,7 @@ impl Activation {
     }
 
     pub fn of_map(self, x: &Map) -> Result<Map> {
-        Ok(Map::from_nhwc(self.of(x.nhwc())?))
+        Ok(Map::from_nhwc(self.of(&x.nhwc()?)?))
     }
 
     fn kernel(self) -> Option<fn(&mut [f32])> {

@@ -1,5 +1,5 @@
 //! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
-use super::{own_kernels_for, with_f32, write_f32};
+use super::{own_kernels_for, values, write_f32};
 use crate::engine::kernels::{self, AttentionShape};
 use candle_core::{DType, Result, Tensor};
 
@@ -17,15 +17,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
             causal,
         };
         let scale = 1.0 / (shape.d as f32).sqrt();
-        return with_f32(q, |q| {
-            with_f32(k, |k| {
-                with_f32(v, |v| {
-                    write_f32((b, n, width), |y| {
-                        kernels::attention(q, k, v, shape, scale, y)
-                    })
-                })
-            })
-        })???;
+        let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+        let (q, k, v) = (values(&q)?, values(&k)?, values(&v)?);
+        let (q, k, v) = (q.f32()?, k.f32()?, v.f32()?);
+        return write_f32((b, n, width), |y| {
+            kernels::attention(q, k, v, shape, scale, y)
+        });
     }
     let split = |x: &Tensor| -> Result<Tensor> {
         let (b, rows, width) = x.dims3()?;

@@ -1,5 +1,5 @@
 //! Two-dimensional convolution on maps.
-use super::{Map, own_kernels, small, with_f32, with_optional, with_weights, write_f32};
+use super::{Map, own_kernels, small, values, write_f32};
 use crate::engine::kernels::{self, Epilogue, PackedConv2d};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -66,69 +66,102 @@ impl Conv2d {
             stride,
             padding,
         };
-        with_weights(&weight, |weight| {
-            Self::Packed(PackedConv2d::pack(shape, weight, Some(&bias)))
-        })
+        let weight = values(&weight)?;
+        Ok(Self::Packed(PackedConv2d::pack(
+            shape,
+            weight.weights()?,
+            Some(&bias),
+        )))
     }
 
     pub fn forward(&self, x: &Map) -> Result<Map> {
-        self.run(x, None, None, 1.0)
+        self.run(x, Extras::default())
+    }
+
+    /// Of the map enlarged to height and width `to` by nearest neighbours.
+    pub fn forward_enlarged(&self, x: &Map, to: (usize, usize)) -> Result<Map> {
+        self.run(
+            x,
+            Extras {
+                enlarged: Some(to),
+                ..Extras::default()
+            },
+        )
     }
 
     /// `W * x + bias + shift`, the shift `(1, out_channels)` the same for every pixel of every image.
     pub fn forward_shifted(&self, x: &Map, shift: &Tensor) -> Result<Map> {
-        self.run(x, Some(shift), None, 1.0)
+        self.run(
+            x,
+            Extras {
+                shift: Some(shift),
+                ..Extras::default()
+            },
+        )
     }
 
     /// `(W * x + bias + residual) / divisor`
     pub fn forward_residual(&self, x: &Map, residual: &Map, divisor: f64) -> Result<Map> {
-        self.run(x, None, Some(residual), divisor)
+        self.run(
+            x,
+            Extras {
+                residual: Some(&residual.nhwc()?),
+                divisor,
+                ..Extras::default()
+            },
+        )
     }
 
-    fn run(
-        &self,
-        x: &Map,
-        shift: Option<&Tensor>,
-        residual: Option<&Map>,
-        divisor: f64,
-    ) -> Result<Map> {
+    fn run(&self, x: &Map, extras: Extras) -> Result<Map> {
         match self {
-            Self::Packed(conv) => run_packed(conv, x, shift, residual, divisor),
+            Self::Packed(conv) => run_packed(conv, x, extras),
             Self::Candle {
                 shape,
                 weight,
                 bias,
-            } => run_candle(shape, (weight, bias), x, shift, residual, divisor),
+            } => run_candle(shape, (weight, bias), x, extras),
         }
     }
 }
 
-fn run_packed(
-    conv: &PackedConv2d,
-    x: &Map,
-    shift: Option<&Tensor>,
-    residual: Option<&Map>,
+/// What is done before and after a convolution.
+struct Extras<'a> {
+    enlarged: Option<(usize, usize)>,
+    shift: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
     divisor: f64,
-) -> Result<Map> {
+}
+
+impl Default for Extras<'_> {
+    fn default() -> Self {
+        Self {
+            enlarged: None,
+            shift: None,
+            residual: None,
+            divisor: 1.0,
+        }
+    }
+}
+
+fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
     let (b, h, w, _) = x.dims()?;
-    let Some((oh, ow)) = conv.output_size(h, w) else {
+    let to = extras.enlarged.unwrap_or((h, w));
+    let Some((oh, ow)) = conv.output_size(to.0, to.1) else {
         candle_core::bail!("a map of {w}x{h} is too small for this model")
     };
-    let y = with_f32(x.nhwc(), |x| {
-        with_optional(shift, |shift| {
-            with_optional(residual.map(Map::nhwc), |residual| {
-                let epilogue = Epilogue {
-                    shift,
-                    residual,
-                    scale: (1.0 / divisor) as f32,
-                    activation: None,
-                };
-                write_f32((b, oh, ow, conv.shape().out_channels), |y| {
-                    conv.run(x, (b, h, w), epilogue, y)
-                })
-            })
-        })
-    })????;
+    let x = x.values()?;
+    let shift = extras.shift.map(values).transpose()?;
+    let residual = extras.residual.map(values).transpose()?;
+    let epilogue = Epilogue {
+        shift: shift.as_ref().map(|v| v.f32()).transpose()?,
+        residual: residual.as_ref().map(|v| v.f32()).transpose()?,
+        scale: (1.0 / extras.divisor) as f32,
+        activation: None,
+    };
+    let parts = x.parts()?;
+    let y = write_f32((b, oh, ow, conv.shape().out_channels), |y| {
+        conv.run_enlarged(parts, (b, h, w), to, epilogue, y)
+    })?;
     Ok(Map::from_nhwc(y))
 }
 
@@ -136,11 +169,12 @@ fn run_candle(
     shape: &ConvShape,
     (weight, bias): (&Tensor, &Tensor),
     x: &Map,
-    shift: Option<&Tensor>,
-    residual: Option<&Map>,
-    divisor: f64,
+    extras: Extras,
 ) -> Result<Map> {
-    let x = x.to_nchw()?;
+    let x = match extras.enlarged {
+        Some(to) => x.enlarged(to)?.to_nchw()?,
+        None => x.to_nchw()?,
+    };
     let (before, after) = shape.padding;
     let (x, padding) = match before == after {
         true => (x, before),
@@ -151,16 +185,16 @@ fn run_candle(
         ),
     };
     let y = x.conv2d(weight, padding, shape.stride, 1, 1)?;
-    let mut y = Map::from_nchw(&y)?.nhwc().broadcast_add(bias)?;
-    if let Some(shift) = shift {
+    let mut y = Map::from_nchw(&y)?.nhwc()?.broadcast_add(bias)?;
+    if let Some(shift) = extras.shift {
         y = y.broadcast_add(shift)?;
     }
-    if let Some(residual) = residual {
-        y = (y + residual.nhwc())?;
+    if let Some(residual) = extras.residual {
+        y = (y + residual)?;
     }
-    Ok(Map::from_nhwc(if divisor == 1.0 {
+    Ok(Map::from_nhwc(if extras.divisor == 1.0 {
         y
     } else {
-        (y / divisor)?
+        (y / extras.divisor)?
     }))
 }

@@ -1,5 +1,5 @@
 //! The affine map of a row.
-use super::{Activation, own_kernels, small, with_f32, with_optional, with_weights, write_f32};
+use super::{Activation, own_kernels, small, values, write_f32};
 use crate::engine::kernels::{Epilogue, PackedLinear};
 use candle_core::{D, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -30,9 +30,13 @@ impl Linear {
             return Ok(Self::Candle { weight, bias });
         }
         let bias = bias.then(|| small(&vb, outputs, "bias")).transpose()?;
-        with_weights(&weight, |weight| {
-            Self::Packed(PackedLinear::pack(weight, outputs, inputs, bias.as_deref()))
-        })
+        let weight = values(&weight)?;
+        Ok(Self::Packed(PackedLinear::pack(
+            weight.weights()?,
+            outputs,
+            inputs,
+            bias.as_deref(),
+        )))
     }
 
     /// `(.., inputs)` to `(.., outputs)`
@@ -50,7 +54,10 @@ impl Linear {
         match self {
             Self::Packed(linear) => {
                 let (m, shape) = rows(x, linear.out_features() / 2)?;
-                with_f32(x, |x| write_f32(shape, |y| linear.run_geglu(x, m, y)))?
+                let x = x.contiguous()?;
+                let x = values(&x)?;
+                let x = x.f32()?;
+                write_f32(shape, |y| linear.run_geglu(x, m, y))
             }
             Self::Candle { .. } => {
                 let halves = self.forward(x)?.chunk(2, D::Minus1)?;
@@ -63,13 +70,18 @@ impl Linear {
         match self {
             Self::Packed(linear) => {
                 let (m, shape) = rows(x, linear.out_features())?;
-                with_optional(residual, |residual| {
-                    let epilogue = Epilogue {
-                        residual,
-                        ..Epilogue::default()
-                    };
-                    with_f32(x, |x| write_f32(shape, |y| linear.run(x, m, epilogue, y)))
-                })??
+                let (x, residual) = (
+                    x.contiguous()?,
+                    residual.map(Tensor::contiguous).transpose()?,
+                );
+                let x = values(&x)?;
+                let residual = residual.as_ref().map(values).transpose()?;
+                let epilogue = Epilogue {
+                    residual: residual.as_ref().map(|v| v.f32()).transpose()?,
+                    ..Epilogue::default()
+                };
+                let x = x.f32()?;
+                write_f32(shape, |y| linear.run(x, m, epilogue, y))
             }
             Self::Candle { weight, bias } => {
                 let mut y = x.broadcast_matmul(&weight.t()?)?;

@@ -19,6 +19,7 @@ pub use norm::{GroupNorm, LayerNorm};
 use super::kernels::Weights;
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
 use candle_nn::VarBuilder;
+use std::ops::{Deref, Range};
 
 /// Whether this program's own kernels serve a layer whose weights come from `vb`.
 fn own_kernels(vb: &VarBuilder) -> bool {
@@ -35,43 +36,46 @@ fn small(vb: &VarBuilder, length: usize, name: &str) -> Result<Vec<f32>> {
     vb.get(length, name)?.to_dtype(DType::F32)?.to_vec1()
 }
 
-/// Calls `f` with the values of a contiguous tensor on the CPU.
-fn with_cpu<R>(
-    x: &Tensor,
-    f: impl FnOnce(&CpuStorage, std::ops::Range<usize>) -> Result<R>,
-) -> Result<R> {
-    let x = x.contiguous()?;
+/// The numbers of a tensor on the CPU, borrowed from it. `S` is candle's guard, whose type has no public name.
+struct Values<S> {
+    storage: S,
+    range: Range<usize>,
+}
+
+/// An error for a tensor whose numbers do not follow each other: `contiguous()` first.
+fn values(x: &Tensor) -> Result<Values<impl Deref<Target = Storage>>> {
     let (storage, layout) = x.storage_and_layout();
-    let start = layout.start_offset();
-    match &*storage {
-        Storage::Cpu(cpu) => f(cpu, start..start + layout.shape().elem_count()),
-        _ => candle_core::bail!("a CPU kernel was given a tensor of another device"),
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(Values {
+            storage,
+            range: start..end,
+        }),
+        None => candle_core::bail!("a CPU kernel was given a strided tensor"),
     }
 }
 
-/// Calls `f` with the values of an f32 tensor on the CPU.
-fn with_f32<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    with_cpu(x, |storage, range| {
-        Ok(f(&storage.as_slice::<f32>()?[range]))
-    })
-}
-
-/// [`with_f32`] for a tensor that may not be there.
-fn with_optional<R>(x: Option<&Tensor>, f: impl FnOnce(Option<&[f32]>) -> R) -> Result<R> {
-    match x {
-        Some(x) => with_f32(x, |x| f(Some(x))),
-        None => Ok(f(None)),
+impl<S: Deref<Target = Storage>> Values<S> {
+    fn cpu(&self) -> Result<&CpuStorage> {
+        match &*self.storage {
+            Storage::Cpu(cpu) => Ok(cpu),
+            _ => candle_core::bail!("a CPU kernel was given a tensor of another device"),
+        }
     }
-}
 
-/// Calls `f` with the values of a weight in its own dtype.
-fn with_weights<R>(w: &Tensor, f: impl FnOnce(Weights) -> R) -> Result<R> {
-    with_cpu(w, |storage, range| match storage {
-        CpuStorage::F32(w) => Ok(f(Weights::F32(&w[range]))),
-        CpuStorage::F16(w) => Ok(f(Weights::F16(&w[range]))),
-        CpuStorage::BF16(w) => Ok(f(Weights::BF16(&w[range]))),
-        other => candle_core::bail!("weights of {other:?} have no kernel"),
-    })
+    fn f32(&self) -> Result<&[f32]> {
+        Ok(&self.cpu()?.as_slice::<f32>()?[self.range.clone()])
+    }
+
+    /// In the tensor's own dtype.
+    fn weights(&self) -> Result<Weights<'_>> {
+        let range = self.range.clone();
+        Ok(match self.cpu()? {
+            CpuStorage::F32(w) => Weights::F32(&w[range]),
+            CpuStorage::F16(w) => Weights::F16(&w[range]),
+            CpuStorage::BF16(w) => Weights::BF16(&w[range]),
+            other => candle_core::bail!("weights of {other:?} have no kernel"),
+        })
+    }
 }
 
 /// A tensor of `shape` on the CPU, written by `f`: a kernel, which writes every number and reads none before it has.

@@ -1,5 +1,5 @@
 //! Normalisation: `y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias`, the moments in f32 or better.
-use super::{Activation, Map, own_kernels, small, with_f32, write_f32};
+use super::{Activation, Map, own_kernels, small, values, write_f32};
 use crate::engine::kernels::{self, GroupNormShape};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -69,14 +69,16 @@ impl GroupNorm {
                     channels: c,
                     groups: self.groups,
                 };
-                with_f32(x.nhwc(), |x| {
-                    write_f32((b, h, w, c), |y| {
-                        kernels::group_norm(x, shape, (weight, bias), self.eps as f32, silu, y)
-                    })
-                })??
+                let values = x.values()?;
+                let parts = values.parts()?;
+                write_f32((b, h, w, c), |y| {
+                    kernels::group_norm(parts, shape, (weight, bias), self.eps as f32, silu, y)
+                })?
             }
             Affine::Candle { weight, bias } => {
-                let grouped = x.nhwc().reshape((b, h * w, self.groups, c / self.groups))?;
+                let grouped = x
+                    .nhwc()?
+                    .reshape((b, h * w, self.groups, c / self.groups))?;
                 let y = normalise(&grouped, &[1, 3], self.eps)?.reshape((b, h, w, c))?;
                 let y = y.broadcast_mul(weight)?.broadcast_add(bias)?;
                 if silu { y.silu()? } else { y }
@@ -104,11 +106,14 @@ impl LayerNorm {
     /// `(.., channels)` to the same shape.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match &self.affine {
-            Affine::Own { weight, bias } => with_f32(x, |values| {
+            Affine::Own { weight, bias } => {
+                let x = x.contiguous()?;
+                let values = values(&x)?;
+                let values = values.f32()?;
                 write_f32(x.shape(), |y| {
                     kernels::layer_norm(values, weight, bias, self.eps as f32, y)
                 })
-            })?,
+            }
             Affine::Candle { weight, bias } => normalise(x, &[x.rank() - 1], self.eps)?
                 .broadcast_mul(weight)?
                 .broadcast_add(bias),
