@@ -65,9 +65,16 @@ fn numbers<S: Number, T: Number>(file: &File, entry: &Entry) -> Result<Vec<T>> {
 
 /// `count` numbers that follow each other.
 fn dense<S: Number, T: Number>(file: &File, offset: u64, count: usize) -> Result<Vec<T>> {
-    // Untouched zero pages, whatever the type; and no abort where the memory is not there.
-    let Ok(mut values) = bytemuck::allocation::try_zeroed_vec::<T>(count) else {
+    let mut values: Vec<T> = Vec::new();
+    // no abort where the memory is not there
+    if values.try_reserve_exact(count).is_err() {
         bail!("{count} numbers do not fit into memory");
+    }
+    // SAFETY: the room is there and any bytes are a T; they are written below and read by nobody before, and where writing
+    // fails they are dropped. Zeroing gigabytes first would take as long as reading them does.
+    #[allow(clippy::uninit_vec)]
+    unsafe {
+        values.set_len(count)
     };
     let read = |(i, part): (usize, &mut [T])| -> std::io::Result<()> {
         let at = offset + (i * CHUNK * size_of::<S>()) as u64;

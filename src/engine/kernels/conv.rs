@@ -83,9 +83,7 @@ impl PackedConv2d {
             shape.out_channels
         );
         let (c, taps) = (shape.in_channels, shape.kernel.0 * shape.kernel.1);
-        let panels = Panels::pack(isa, weight, shape.out_channels, c * taps, |s| {
-            (s % taps) * c + s / taps
-        });
+        let panels = Panels::pack(isa, weight, shape.out_channels, c * taps, taps);
         PackedConv2d {
             shape,
             panels,

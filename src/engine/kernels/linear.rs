@@ -28,7 +28,7 @@ impl PackedLinear {
     ) -> Self {
         assert!(bias.is_none_or(|b| b.len() == n), "bias of {n}");
         PackedLinear {
-            panels: Panels::pack(isa, weight, n, k, |s| s),
+            panels: Panels::pack(isa, weight, n, k, 1),
             bias: bias.map(<[f32]>::to_vec),
         }
     }

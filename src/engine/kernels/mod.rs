@@ -46,3 +46,4 @@ pub use input::{Parts, nearest};
 pub use linear::PackedLinear;
 pub use norm::{GroupNormShape, group_norm, layer_norm};
 pub use packed::Weights;
+pub use scratch::unwritten;

@@ -2,7 +2,10 @@
 //!
 //! A matrix (n, k) becomes panels of `width` columns: `[n / width][k][width]`, the last panel filled up with zeros.
 //! 16-bit weights stay 16-bit and are widened panel by panel in the cache.
+use super::scratch::unwritten;
 use super::simd::{Isa, kernel};
+use bytemuck::Pod;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 /// Weights as the checkpoint has them, row-major.
@@ -43,20 +46,16 @@ pub(super) struct Panels {
 }
 
 impl Panels {
-    /// `order(s)` is the row of the packed matrix that column `s` of the given one becomes.
-    pub fn pack(
-        isa: Isa,
-        weights: Weights<'_>,
-        n: usize,
-        k: usize,
-        order: impl Fn(usize) -> usize + Sync,
-    ) -> Self {
+    /// From (n, channels, taps), as torch keeps a convolution's weights, to k ordered by tap and then by channel. A linear layer's have
+    /// one tap.
+    pub fn pack(isa: Isa, weights: Weights<'_>, n: usize, k: usize, taps: usize) -> Self {
         assert_eq!(weights.len(), n * k, "weights of {n} x {k}");
         let width = 2 * isa.lanes();
+        let shape = (n, k / taps, taps);
         let storage = match weights {
-            Weights::F32(w) => Storage::F32(interleave(n, k, width, &order, |i| w[i])),
-            Weights::F16(w) => Storage::F16(interleave(n, k, width, &order, |i| w[i].to_bits())),
-            Weights::BF16(w) => Storage::BF16(interleave(n, k, width, &order, |i| w[i].to_bits())),
+            Weights::F32(w) => Storage::F32(interleave(w, shape, width)),
+            Weights::F16(w) => Storage::F16(interleave(w.reinterpret_cast(), shape, width)),
+            Weights::BF16(w) => Storage::BF16(interleave(w.reinterpret_cast(), shape, width)),
         };
         Panels {
             storage,
@@ -129,27 +128,48 @@ kernel! {
     }
 }
 
-/// Numbers of a cache line, at least.
-const LINE: usize = 16;
+/// Input channels taken at a time: rows a multiple of 4 kB apart push each other out of the cache, so each is read by
+/// whole cache lines.
+const CHANNELS: usize = 16;
 
-fn interleave<T: Copy + Default + Send + Sync>(
-    n: usize,
-    k: usize,
+fn interleave<T: Pod + Send + Sync>(
+    weights: &[T],
+    (n, channels, taps): (usize, usize, usize),
     width: usize,
-    order: &(impl Fn(usize) -> usize + Sync),
-    at: impl Fn(usize) -> T + Sync,
 ) -> Vec<T> {
-    let mut packed = vec![T::default(); n.div_ceil(width) * k * width];
+    let k = channels * taps;
+    // SAFETY: each panel is filled below, the last one's missing columns with zeros first.
+    let mut packed: Vec<T> = unsafe { unwritten(n.div_ceil(width) * k * width) };
     packed
         .par_chunks_mut((k * width).max(1))
         .enumerate()
         .for_each(|(panel, to)| {
             let columns = width.min(n - panel * width);
-            // a cache line of each row at a time: rows a multiple of 4 kB apart push each other out of the cache
-            for first in (0..k).step_by(LINE) {
-                for j in 0..columns {
-                    for s in first..(first + LINE).min(k) {
-                        to[order(s) * width + j] = at((panel * width + j) * k + s);
+            if columns < width {
+                to.fill(T::zeroed());
+            }
+            let weights = &weights[panel * width * k..][..columns * k];
+            for first in (0..channels).step_by(CHANNELS) {
+                let last = channels.min(first + CHANNELS);
+                let block = first * taps..last * taps;
+                // four columns at a time: a row of them is one store
+                let fours = weights.chunks_exact((4 * k).max(1));
+                let rest = fours.remainder();
+                for (j, four) in fours.enumerate() {
+                    let columns = [0, 1, 2, 3].map(|j| &four[j * k..][block.clone()]);
+                    for c in first..last {
+                        for tap in 0..taps {
+                            let row = columns.map(|column| column[(c - first) * taps + tap]);
+                            to[(tap * channels + c) * width + 4 * j..][..4].copy_from_slice(&row);
+                        }
+                    }
+                }
+                for (j, column) in rest.chunks(k.max(1)).enumerate() {
+                    for c in first..last {
+                        for tap in 0..taps {
+                            to[(tap * channels + c) * width + columns / 4 * 4 + j] =
+                                column[c * taps + tap];
+                        }
                     }
                 }
             }

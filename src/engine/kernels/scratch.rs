@@ -1,6 +1,22 @@
 //! Working memory of the kernels, kept between calls: a fresh allocation of many megabytes costs a page fault for every 4 kB.
+use bytemuck::Pod;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
+
+/// A vector whose contents are whatever was there: zeroing gigabytes takes as long as reading them does.
+///
+/// # Safety
+/// Every number is written before it is read.
+///
+/// # Panics
+/// If the memory is not there.
+pub unsafe fn unwritten<T: Pod>(len: usize) -> Vec<T> {
+    let mut values = Vec::with_capacity(len);
+    // any bytes are a T, and the room is there
+    #[allow(clippy::uninit_vec)]
+    values.set_len(len);
+    values
+}
 
 static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
@@ -22,6 +38,7 @@ impl Scratch {
         let mut buffer = found.map(|i| pool.swap_remove(i)).unwrap_or_default();
         drop(pool);
         if buffer.len() < len {
+            // gone before the larger one comes
             buffer = Vec::new();
             buffer.resize(len, 0.0);
         }

@@ -16,7 +16,7 @@ pub use linear::Linear;
 pub use map::Map;
 pub use norm::{GroupNorm, LayerNorm};
 
-use super::kernels::Weights;
+use super::kernels::{self, Weights};
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
 use candle_nn::VarBuilder;
 use std::ops::{Deref, Range};
@@ -79,17 +79,10 @@ impl<S: Deref<Target = Storage>> Values<S> {
 }
 
 /// A tensor of `shape` on the CPU, written by `f`: a kernel, which writes every number and reads none before it has.
-///
-/// The memory is not zeroed first: on large maps that costs as much as a whole pass over them.
 fn write_f32(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let shape = shape.into();
-    let count = shape.elem_count();
-    let mut y: Vec<f32> = Vec::with_capacity(count);
-    // SAFETY: the room is there; any bytes are an f32, and each is written before it is read, by f's contract.
-    #[allow(clippy::uninit_vec)]
-    unsafe {
-        y.set_len(count)
-    };
+    // SAFETY: f writes every number and reads none before, by its contract.
+    let mut y = unsafe { kernels::unwritten(shape.elem_count()) };
     f(&mut y);
     Tensor::from_vec(y, shape, &Device::Cpu)
 }
