@@ -123,6 +123,8 @@ fn middle_f32(from: f64, to: f64) -> f64 {
 }
 
 /// `euler_ancestral::up_and_down` by the roundings of the reference's f32 tables.
+///
+/// Down is a small difference of them: one place in sigma moves it by parts in a hundred, and the middle by parts in a thousand.
 fn up_and_down_f32(sigma: f64, next: f64) -> (f64, f64) {
     let square = |x: f64| f32_of(x * x);
     let (s2, n2) = (square(sigma), square(next));

@@ -61,6 +61,8 @@ pub trait Scheduler {
 }
 
 type Build = fn(&Settings, &Request) -> anyhow::Result<Box<dyn Scheduler>>;
+/// A key, and whether a run has it set to true by the class.
+type Forced = (&'static str, fn(&Settings, &Request) -> bool);
 
 /// What a sampler's file tells about it.
 pub struct About {
@@ -75,7 +77,7 @@ pub struct About {
     /// `(key, word of another class, own word)`: the class reads the one as the other.
     aliases: &'static [(&'static str, &'static str, &'static str)],
     /// A key that the class sets to true by itself for some runs.
-    forced: Option<(&'static str, fn(&Settings, &Request) -> bool)>,
+    forced: Option<Forced>,
     timesteps: bool,
     sigmas: bool,
     eta: bool,
