@@ -101,7 +101,7 @@ fn unknown_names_are_refused_with_the_known_ones() {
         2,
         &[
             "'eular'",
-            "ddpm, ddim, pndm, unipc, euler, euler-ancestral, dpmpp-2m",
+            "ddpm, ddim, pndm, unipc, euler, euler-ancestral, heun, lms",
             "a similar value exists: 'euler'",
         ],
     );

@@ -62,8 +62,8 @@ fn a_schedule_needs_the_configurations_alone() {
     };
     assert_eq!(line("beta_schedule")[1..], ["scaled_linear", "file"]);
     assert_eq!(
-        line("timestep_spacing")[1..],
-        ["leading", "default", "of", "the", "class"]
+        line("thresholding")[1..],
+        ["false", "default", "of", "the", "class"]
     );
     assert_eq!(line("skip_prk_steps")[1..3], ["true", "ignored:"]);
     assert_eq!(folder.names(), ["model"]);
