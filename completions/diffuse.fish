@@ -38,9 +38,27 @@ pndm\t''
 unipc\t''
 euler\t''
 euler-ancestral\t''
-dpmpp-2m\t''"
+heun\t''
+lms\t''
+kdpm2\t''
+kdpm2-ancestral\t''
+dpmpp-2m\t''
+dpmpp-2m-sde\t''
+dpmpp-2s\t''
+dpm-sde\t''
+deis\t''
+sa-solver\t''
+lcm\t''
+tcd\t''
+ipndm\t''
+edm-euler\t''
+edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
@@ -50,6 +68,8 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l json -d 'Print the schedule as JSON'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
@@ -57,6 +77,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'P
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
@@ -67,9 +88,27 @@ pndm\t''
 unipc\t''
 euler\t''
 euler-ancestral\t''
-dpmpp-2m\t''"
+heun\t''
+lms\t''
+kdpm2\t''
+kdpm2-ancestral\t''
+dpmpp-2m\t''
+dpmpp-2m-sde\t''
+dpmpp-2s\t''
+dpm-sde\t''
+deis\t''
+sa-solver\t''
+lcm\t''
+tcd\t''
+ipndm\t''
+edm-euler\t''
+edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
@@ -79,6 +118,8 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l json -d 'Print the schedule as JSON'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s v -l verbose -d 'Say more on stderr; twice for all'

@@ -1,5 +1,5 @@
 //! Flags that both commands share, and the values they take.
-use super::{names::Names, terminal::Terminal};
+use super::{names::Names, schedule::ScheduleArgs, terminal::Terminal};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
@@ -30,6 +30,8 @@ pub struct SamplingArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = images)]
     num_images: usize,
+    #[command(flatten)]
+    pub schedule: ScheduleArgs,
 }
 
 impl SamplingArgs {
@@ -40,6 +42,7 @@ impl SamplingArgs {
             images: self.num_images,
             steps: self.steps,
             scheduler: self.scheduler,
+            overrides: self.schedule.overrides(),
         }
     }
 }

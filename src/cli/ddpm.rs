@@ -1,7 +1,8 @@
 //! `diffuse ddpm`: a picture of what the model was trained on.
 use super::args::{MachineArgs, OutputArgs, RevisionArgs, SamplingArgs};
 use super::terminal::Terminal;
-use crate::engine::{checkpoint::Checkpoint, pipelines::ddpm::DdpmPlan};
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::pipelines::{self, ddpm::DdpmPlan};
 use anyhow::Result;
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
@@ -32,6 +33,11 @@ Examples:
 pub fn run(args: DdpmArgs, terminal: &Terminal) -> Result<()> {
     args.machine.start(terminal)?;
     let sampling = args.sampling.sampling();
+    if args.sampling.schedule.print_schedule {
+        let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
+        let report = pipelines::report(pipelines::ddpm::scheduler(&checkpoint)?, &sampling)?;
+        return args.sampling.schedule.print(&report);
+    }
     let mut names = args
         .output
         .names(&super::names::model_name(&args.model), &sampling)?;

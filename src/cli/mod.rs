@@ -2,6 +2,7 @@
 mod args;
 mod ddpm;
 mod names;
+mod schedule;
 mod terminal;
 mod txt2img;
 mod usage;

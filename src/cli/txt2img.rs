@@ -1,8 +1,12 @@
 //! `diffuse txt2img`: a picture of what a text says.
 use super::args::{self, MachineArgs, OutputArgs, RevisionArgs, SamplingArgs};
+use super::schedule;
 use super::terminal::Terminal;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::pipelines::txt2img::{Txt2ImgPlan, Txt2ImgRequest};
+use crate::engine::pipelines::{
+    self,
+    txt2img::{Txt2ImgPlan, Txt2ImgRequest},
+};
 use anyhow::Result;
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
@@ -11,7 +15,8 @@ use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 #[command(after_help = EXAMPLES)]
 pub struct Txt2ImgArgs {
     /// What to draw
-    prompt: String,
+    #[arg(required_unless_present = "print_schedule")]
+    prompt: Option<String>,
     /// A folder in the diffusers layout, or a model on huggingface.co
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5",
           value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
@@ -22,6 +27,10 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true,
           value_parser = args::guidance_scale)]
     guidance_scale: f64,
+    /// Bring the guided prediction's spread back to the prompt's own, 0 to 1; for zero-SNR models
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true,
+          value_parser = schedule::share)]
+    guidance_rescale: f64,
     /// What to keep out of the picture
     #[arg(
         long,
@@ -53,14 +62,21 @@ Examples:
 pub fn run(args: Txt2ImgArgs, terminal: &Terminal) -> Result<()> {
     args.machine.start(terminal)?;
     let sampling = args.sampling.sampling();
-    let mut names = args.output.names(&args.prompt, &sampling)?;
+    if args.sampling.schedule.print_schedule {
+        let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
+        let report = pipelines::report(pipelines::txt2img::scheduler(&checkpoint)?, &sampling)?;
+        return args.sampling.schedule.print(&report);
+    }
+    let prompt = args.prompt.unwrap_or_default();
+    let mut names = args.output.names(&prompt, &sampling)?;
     let runtime = args.machine.runtime()?;
     let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
     checkpoint.show_downloads(terminal.shows_progress());
     let request = Txt2ImgRequest {
-        prompt: args.prompt,
+        prompt,
         negative_prompt: args.negative_prompt,
         guidance_scale: args.guidance_scale,
+        guidance_rescale: args.guidance_rescale,
         width: args.width,
         height: args.height,
         sampling: sampling.clone(),

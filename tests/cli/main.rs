@@ -3,5 +3,6 @@ mod completions;
 mod errors;
 mod help;
 mod pipelines;
+mod schedule;
 mod smoke;
 mod support;

@@ -1,11 +1,13 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
-use super::{Sampling, check_memory, choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{
+    Sampling, check_channels, check_memory, choose_scheduler, load, scheduler_config, unet_bytes,
+};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::noise::Noise;
 use crate::engine::runtime::Runtime;
-use crate::engine::schedulers::{Request, SchedulerConfig, SchedulerKind};
+use crate::engine::schedulers::{SchedulerConfig, SchedulerKind};
 use crate::engine::{denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
@@ -25,15 +27,7 @@ pub struct DdpmPlan {
 
 impl DdpmPlan {
     pub fn new(checkpoint: &Checkpoint, sampling: Sampling) -> Result<Self> {
-        if checkpoint
-            .pipeline_class()
-            .is_some_and(|class| class.starts_with("StableDiffusion"))
-        {
-            bail!(
-                "this checkpoint draws from a text ({}); type: diffuse txt2img PROMPT --model ...",
-                checkpoint.pipeline_class().unwrap_or_default()
-            );
-        }
+        check_pipeline(checkpoint)?;
         let unet = checkpoint
             .config::<UNetFile>("unet")?
             .unconditional()
@@ -61,14 +55,8 @@ impl DdpmPlan {
             unet.in_channels
         );
 
-        let scheduler = scheduler_config(checkpoint)?;
-        // DDIMPipeline and PNDMPipeline rebuild whatever scheduler they are given as their own.
-        let scheduler = match checkpoint.pipeline_class() {
-            Some("DDIMPipeline") => scheduler.swap(SchedulerKind::Ddim),
-            Some("PNDMPipeline") => scheduler.swap(SchedulerKind::Pndm),
-            _ => scheduler,
-        };
-        let (scheduler, calls) = choose_scheduler(scheduler, &sampling)?;
+        let (scheduler, calls) = choose_scheduler(scheduler(checkpoint)?, &sampling)?;
+        check_channels(&scheduler, unet.in_channels, unet.out_channels)?;
         Ok(Self {
             unet,
             scheduler,
@@ -89,7 +77,7 @@ impl DdpmPlan {
             "{}x{}, {} steps of {}",
             self.size.1,
             self.size.0,
-            self.sampling.steps,
+            self.sampling.request().steps,
             self.scheduler.kind().name()
         )
     }
@@ -104,6 +92,27 @@ impl DdpmPlan {
             runtime: runtime.clone(),
         })
     }
+}
+
+fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
+    match checkpoint.pipeline_class() {
+        Some(class) if class.starts_with("StableDiffusion") => bail!(
+            "this checkpoint draws from a text ({class}); type: diffuse txt2img PROMPT --model ..."
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The checkpoint's scheduler, as its pipeline is built with it.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    check_pipeline(checkpoint)?;
+    let scheduler = scheduler_config(checkpoint)?;
+    // DDIMPipeline and PNDMPipeline rebuild whatever scheduler they are given as their own.
+    Ok(match checkpoint.pipeline_class() {
+        Some("DDIMPipeline") => scheduler.swap(SchedulerKind::Ddim),
+        Some("PNDMPipeline") => scheduler.swap(SchedulerKind::Pndm),
+        _ => scheduler,
+    })
 }
 
 /// A plan with its weights.
@@ -123,10 +132,7 @@ impl Ddpm {
         let (h, w) = self.plan.size;
         for seed in self.plan.sampling.seeds() {
             let mut noise = Noise::new(seed, 1);
-            let mut scheduler = self
-                .plan
-                .scheduler
-                .build(&Request::new(self.plan.sampling.steps))?;
+            let mut scheduler = self.plan.scheduler.build(&self.plan.sampling.request())?;
             let start = noise.normal(
                 (self.plan.unet.in_channels, h, w),
                 DType::F32,

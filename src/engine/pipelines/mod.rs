@@ -1,14 +1,16 @@
 //! The two systems. Each has a plan, made from configurations alone so that mistakes cost no download and no wait, and a pipeline, which has the weights.
 pub mod ddpm;
+mod overrides;
 pub mod txt2img;
 
 use super::checkpoint::{Checkpoint, Naming, Weights};
 use super::memory;
 use super::models::unet_config::UNetConfig;
 use super::runtime::Runtime;
-use super::schedulers::{Request, SchedulerConfig, SchedulerKind};
-use anyhow::{Context, Result};
+use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
+use anyhow::{Context, Result, ensure};
 use candle_nn::VarBuilder;
+pub use overrides::Overrides;
 
 /// What both commands ask of the loop.
 #[derive(Clone, Debug)]
@@ -19,9 +21,15 @@ pub struct Sampling {
     pub steps: usize,
     /// None is the class that the checkpoint names.
     pub scheduler: Option<SchedulerKind>,
+    pub overrides: Overrides,
 }
 
 impl Sampling {
+    /// How the scheduler is to run.
+    pub fn request(&self) -> Request {
+        self.overrides.request(self.steps)
+    }
+
     fn seeds(&self) -> impl Iterator<Item = u64> {
         let first = self.seed;
         (0..self.images as u64).map(move |k| first.wrapping_add(k))
@@ -43,15 +51,37 @@ fn choose_scheduler(
     config: SchedulerConfig,
     sampling: &Sampling,
 ) -> Result<(SchedulerConfig, usize)> {
-    let config = match sampling.scheduler {
-        Some(kind) => config.swap(kind),
-        None => config,
-    };
-    let calls = config
-        .build(&Request::new(sampling.steps))?
-        .timesteps()
-        .len();
+    let (config, request) = (
+        sampling.overrides.scheduler(config, sampling.scheduler)?,
+        sampling.request(),
+    );
+    let calls = config.build(&request)?.timesteps().len();
+    for (key, value) in config.changes(&request)? {
+        tracing::debug!("{} sets {key} to {value} itself", config.kind().class());
+    }
     Ok((config, calls))
+}
+
+/// Refuses a network whose output is not what the scheduler reads: as many channels as it takes, or twice that where it predicts
+/// a variance too.
+fn check_channels(config: &SchedulerConfig, takes: usize, gives: usize) -> Result<()> {
+    let learned = config.predicts_variance()?;
+    // The solvers leave the variance away, so they do without it as well.
+    let plain = gives == takes && !(learned && config.kind() == SchedulerKind::Ddpm);
+    let name = config.kind().name();
+    ensure!(
+        plain || gives == 2 * takes && learned,
+        "unet/config.json: out_channels = {gives} with in_channels = {takes}: {name} needs {} (variance_type {})",
+        if learned { 2 * takes } else { takes },
+        if learned { "learned" } else { "not learned" }
+    );
+    Ok(())
+}
+
+/// What the scheduler of a run is going to do. Of the checkpoint, only configurations are read.
+pub fn report(config: SchedulerConfig, sampling: &Sampling) -> Result<Report> {
+    let (config, _) = choose_scheduler(config, sampling)?;
+    config.report(&sampling.request())
 }
 
 /// Loads a component's weights into `build` and refuses a tensor that nothing asked for and `naming` does not ignore.

@@ -6,7 +6,9 @@
 //!                 latents = scheduler.step(eps)
 //! picture = decoder(latents / scaling_factor)
 //! ```
-use super::{Sampling, check_memory, choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{
+    Sampling, check_channels, check_memory, choose_scheduler, load, scheduler_config, unet_bytes,
+};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::clip::{ClipTextConfig, ClipTextModel};
 use crate::engine::models::tokenizer::ClipTokenizer;
@@ -15,7 +17,7 @@ use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::models::vae::{VaeConfig, VaeDecoder};
 use crate::engine::noise::Noise;
 use crate::engine::runtime::Runtime;
-use crate::engine::schedulers::{Request, SchedulerConfig};
+use crate::engine::schedulers::SchedulerConfig;
 use crate::engine::{denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
@@ -38,6 +40,8 @@ pub struct Txt2ImgRequest {
     pub prompt: String,
     pub negative_prompt: String,
     pub guidance_scale: f64,
+    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
+    pub guidance_rescale: f64,
     /// In pixels; None is the checkpoint's own.
     pub width: Option<u32>,
     pub height: Option<u32>,
@@ -55,6 +59,7 @@ pub struct Txt2ImgPlan {
     sampling: Sampling,
     /// None: one pass with the prompt alone.
     guidance_scale: Option<f64>,
+    guidance_rescale: f64,
     /// The negative prompt's first where there is guidance, then the prompt's.
     ids: Vec<Vec<u32>>,
     /// Height and width in pixels.
@@ -88,8 +93,8 @@ impl Txt2ImgPlan {
         );
         let size = picture_size(&unet, &unet_file, &vae, request.height, request.width)?;
 
-        let scheduler = scheduler_config(checkpoint)?.with_pipeline_override();
-        let (scheduler, calls) = choose_scheduler(scheduler, &request.sampling)?;
+        let (scheduler, calls) = choose_scheduler(scheduler(checkpoint)?, &request.sampling)?;
+        check_channels(&scheduler, unet.in_channels, unet.out_channels)?;
 
         let guidance_scale = (request.guidance_scale > 1.0).then_some(request.guidance_scale);
         let tokenizer = ClipTokenizer::load(checkpoint, "tokenizer")?;
@@ -136,6 +141,7 @@ impl Txt2ImgPlan {
             calls,
             sampling: request.sampling,
             guidance_scale,
+            guidance_rescale: request.guidance_rescale,
             ids,
             size,
         })
@@ -151,13 +157,16 @@ impl Txt2ImgPlan {
         let guidance = self
             .guidance_scale
             .map_or("no guidance".to_string(), |scale| {
-                format!("guidance {scale}")
+                match self.guidance_rescale {
+                    0.0 => format!("guidance {scale}"),
+                    phi => format!("guidance {scale} rescaled by {phi}"),
+                }
             });
         format!(
             "{}x{}, {} steps of {}, {guidance}",
             self.size.1,
             self.size.0,
-            self.sampling.steps,
+            self.sampling.request().steps,
             self.scheduler.kind().name()
         )
     }
@@ -216,7 +225,7 @@ impl Txt2Img {
         let text = self.unet.text(&self.states)?;
         for seed in plan.sampling.seeds() {
             let mut noise = Noise::new(seed, 1);
-            let mut scheduler = plan.scheduler.build(&Request::new(plan.sampling.steps))?;
+            let mut scheduler = plan.scheduler.build(&plan.sampling.request())?;
             let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
             let latents = denoise(&mut *scheduler, &start, &mut noise, bar, |x, t| match plan
                 .guidance_scale
@@ -228,7 +237,8 @@ impl Txt2Img {
                         .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
                         .chunk(2, 0)?;
                     let (uncond, cond) = (&both[0], &both[1]);
-                    uncond + ((cond - uncond)? * scale)?
+                    let guided = (uncond + ((cond - uncond)? * scale)?)?;
+                    rescale(guided, cond, plan.guidance_rescale)
                 }
             })?;
             on_image(
@@ -238,6 +248,12 @@ impl Txt2Img {
         }
         Ok(())
     }
+}
+
+/// The checkpoint's scheduler, as its pipeline is built with it.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    check_pipeline(checkpoint)?;
+    Ok(scheduler_config(checkpoint)?.with_pipeline_override())
 }
 
 fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
@@ -309,6 +325,24 @@ fn before_0_9(version: &str) -> bool {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (0, 9),
         _ => false,
     }
+}
+
+/// Lin et al. 2024, section 3.4: the standard deviation of each picture's guided prediction becomes that of the prompt's own
+/// prediction, in the share `phi` (the paper's letter).
+fn rescale(guided: Tensor, cond: &Tensor, phi: f64) -> candle_core::Result<Tensor> {
+    if phi == 0.0 {
+        return Ok(guided);
+    }
+    let spread = |x: &Tensor| {
+        x.to_dtype(DType::F32)?
+            .flatten_from(1)?
+            .var_keepdim(1)?
+            .sqrt()
+    };
+    // phi std_cond / std_guided + (1 - phi), one number for each picture
+    let factor = ((spread(cond)? / spread(&guided)?)? * phi)? + (1.0 - phi);
+    let factor = factor?.to_dtype(guided.dtype())?;
+    guided.broadcast_mul(&factor.unsqueeze(2)?.unsqueeze(3)?)
 }
 
 #[cfg(test)]
