@@ -1,6 +1,6 @@
 //! The kernels at the shapes of the two published architectures: SD 1.5 at 512x512 with guidance (a batch of 2) and ddpm-cat-256.
 //!
-//! `cargo bench --bench kernels`; `-- conv3x3` runs a part, `--threads` is rayon's: RAYON_NUM_THREADS=1. "items" are floating-point operations
+//! `cargo bench --bench kernels`; `-- conv3x3` runs a part, RAYON_NUM_THREADS=1 takes one thread. "items" are floating-point operations
 //! of the definition, so 500 GItem/s is 500 effective GFLOP/s; `ceiling` is what all cores' multipliers do with no memory at all.
 use diffuse::engine::kernels::{
     AttentionShape, ConvShape, Epilogue, GroupNormShape, PackedConv2d, PackedLinear, Parts,
@@ -8,9 +8,14 @@ use diffuse::engine::kernels::{
 };
 use divan::{Bencher, counter::ItemsCount};
 use rayon::prelude::*;
+use std::time::Duration;
 
 fn main() {
-    divan::main();
+    divan::Divan::default()
+        .sample_count(20)
+        .max_time(Duration::from_secs(1))
+        .config_with_args()
+        .main();
 }
 
 /// Numbers in [-1, 1) without a pattern that a kernel could profit from.

@@ -3,8 +3,8 @@
 //! Every layer writes its result into a fresh block of many megabytes and drops its input's. The C library gives such
 //! blocks back to the system at once and takes them anew, and each time every 4 kB cost a page fault.
 //! Here blocks of 1 MB and more are maps of their own, in huge pages where Linux has them to give, and what is freed is
-//! kept for the next of its size. Kept and used blocks together are never more than were once in use together, so the
-//! program's peak is what it would have been. Smaller blocks are the system allocator's.
+//! kept for the next of its size. Kept and used blocks together are hardly more than were once in use together, so the
+//! program's peak is about what it would have been. Smaller blocks are the system allocator's.
 //!
 //! Only Linux is served so; elsewhere everything is the system allocator's.
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -37,6 +37,9 @@ mod linux {
 
     const LARGE: usize = 1 << 20;
     const HUGE_PAGE: usize = 2 << 20;
+    /// Bytes that may be kept beyond the peak of use. Without them blocks of one size would make way for those of another
+    /// and back in every call of a network.
+    const SLACK: usize = 256 << 20;
 
     /// A free block and its whole length.
     #[derive(Clone, Copy)]
@@ -47,7 +50,7 @@ mod linux {
 
     /// The newest last. An array, because the allocator's own list must not allocate.
     struct Kept {
-        blocks: [Block; 64],
+        blocks: [Block; 512],
         count: usize,
         bytes: usize,
         /// Bytes in use now, and the most so far.
@@ -56,7 +59,7 @@ mod linux {
     }
 
     static KEPT: Mutex<Kept> = Mutex::new(Kept {
-        blocks: [Block(null_mut(), 0); 64],
+        blocks: [Block(null_mut(), 0); 512],
         count: 0,
         bytes: 0,
         used: 0,
@@ -84,7 +87,7 @@ mod linux {
             if let Some(i) = found {
                 return (self.remove(i).0, false);
             }
-            while self.count > 0 && self.used + self.bytes > self.peak {
+            while self.count > 0 && self.used + self.bytes > self.peak + SLACK {
                 unmap(self.remove(0));
             }
             let block = map(length);
@@ -249,7 +252,7 @@ mod linux {
         }
 
         #[test]
-        fn used_and_kept_together_are_never_more_than_was_used_at_once() {
+        fn used_and_kept_together_are_hardly_more_than_was_used_at_once() {
             for megabytes in [90, 40, 300, 7, 90, 260] {
                 drop(
                     (0..8)
@@ -257,7 +260,7 @@ mod linux {
                         .collect::<Vec<_>>(),
                 );
                 let kept = kept();
-                assert!(kept.used + kept.bytes <= kept.peak);
+                assert!(kept.used + kept.bytes <= kept.peak + SLACK);
                 assert!(kept.bytes > 0);
             }
         }
