@@ -123,7 +123,7 @@ fn child() {
             "{:?} {} {}",
             checkpoint.commit(),
             config["sample_size"],
-            weights.paths[0].display()
+            weights.places[0].display()
         ))
     };
     match open() {

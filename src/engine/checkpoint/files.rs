@@ -1,9 +1,9 @@
 //! Which files hold a component's weights.
 use super::Checkpoint;
 use super::json;
+use super::place::Place;
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
-use std::path::{Path, PathBuf};
 
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,14 +13,14 @@ pub enum Format {
     Torch,
 }
 
-/// A component's weights on disk: one file, or the parts of one.
+/// Where a component's weights are: one file, or the parts of one.
 #[derive(Clone, Debug)]
 pub struct WeightFiles {
     pub component: String,
     pub format: Format,
     /// Saved in 16 bits beside (or instead of) the full precision.
     pub half: bool,
-    pub paths: Vec<PathBuf>,
+    pub places: Vec<Place>,
 }
 
 /// The names to look for, best first. `.non_ema` files are never wanted.
@@ -61,19 +61,19 @@ impl Checkpoint {
     /// Finds the weight files of a component, and downloads them where the checkpoint is on the hub.
     pub fn prepare_weights(&self, component: &str, dtype: DType) -> Result<WeightFiles> {
         for (name, format, half) in candidates(dtype) {
-            let Some(path) = self.file(component, &name)? else {
+            let Some(place) = self.file(component, &name)? else {
                 continue;
             };
-            let paths = match name.ends_with(".json") {
-                false => vec![path],
-                true => self.shards(component, &path)?,
+            let places = match name.ends_with(".json") {
+                false => vec![place],
+                true => self.shards(component, &place)?,
             };
             let component = component.to_string();
             return Ok(WeightFiles {
                 component,
                 format,
                 half,
-                paths,
+                places,
             });
         }
         bail!(
@@ -83,7 +83,7 @@ impl Checkpoint {
         )
     }
 
-    fn shards(&self, component: &str, index: &Path) -> Result<Vec<PathBuf>> {
+    fn shards(&self, component: &str, index: &Place) -> Result<Vec<Place>> {
         let names = read_index(index)?;
         let found = names.iter().map(|name| {
             self.file(component, name)?
@@ -94,7 +94,7 @@ impl Checkpoint {
 }
 
 /// The files an index names, in order and each once.
-pub fn read_index(path: &Path) -> Result<Vec<String>> {
+pub fn read_index(path: &Place) -> Result<Vec<String>> {
     let index = json::read_object(path, 16 << 20)?;
     let Some(map) = index.get("weight_map").and_then(|m| m.as_object()) else {
         bail!("{}: has no weight_map", path.display());

@@ -2,26 +2,23 @@
 //!
 //! Scheduler files carry `"lambda_min_clipped": -Infinity`, which is not JSON. Everything else is serde_json's,
 //! with its own limit on depth.
+use super::place::Place;
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::io::Read;
-use std::path::Path;
 
 /// Real configs have a few kilobytes.
 pub const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// Reads a whole file, refusing anything that is not a plain file of at most `limit` bytes.
-pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
-    let name = path.display();
-    // A pipe or a device would block or never end.
-    let meta = std::fs::metadata(path).with_context(|| format!("{name} cannot be read"))?;
-    if !meta.is_file() {
-        bail!("{name} is not a plain file");
-    }
+pub fn read_bounded(place: &Place, limit: u64) -> Result<Vec<u8>> {
+    let name = place.display();
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|f| f.take(limit + 1).read_to_end(&mut bytes))
+    let file = place.open()?;
+    file.reader()
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
         .with_context(|| format!("{name} cannot be read"))?;
     if bytes.len() as u64 > limit {
         bail!("{name} is larger than {limit} bytes: not a file of this kind");
@@ -30,9 +27,9 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 }
 
 /// The object in a file.
-pub fn read_object(path: &Path, limit: u64) -> Result<Map<String, Value>> {
-    let bytes = read_bounded(path, limit)?;
-    parse_object(&bytes).with_context(|| path.display().to_string())
+pub fn read_object(place: &Place, limit: u64) -> Result<Map<String, Value>> {
+    let bytes = read_bounded(place, limit)?;
+    parse_object(&bytes).with_context(|| place.display().into_owned())
 }
 
 /// The object in a text.

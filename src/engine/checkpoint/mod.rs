@@ -2,6 +2,7 @@
 //!
 //! - [`json`]: configs, as Python writes them
 //! - [`hub`]: repositories and their cache
+//! - [`place`]: where a file is
 //! - [`files`]: which files hold the weights
 //! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`], [`pickle`])
 use anyhow::{Context, Result, bail};
@@ -14,11 +15,13 @@ mod header;
 mod hub;
 pub mod json;
 mod pickle;
+mod place;
 mod read;
 mod torch;
 mod weights;
 
 pub use files::{Format, WeightFiles};
+pub use place::Place;
 pub use weights::{Naming, Weights};
 
 /// A model in the diffusers layout: `model_index.json`, `unet/config.json`, `unet/*.safetensors`, ...
@@ -54,13 +57,17 @@ impl Checkpoint {
                 "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
             );
         };
+        Self::read(model, source)
+    }
+
+    fn read(model: &str, source: Source) -> Result<Self> {
         let mut checkpoint = Self {
             name: model.to_string(),
             source,
             index: Map::new(),
         };
-        if let Some(path) = checkpoint.get("model_index.json")? {
-            checkpoint.index = json::read_object(&path, json::CONFIG_LIMIT)?;
+        if let Some(place) = checkpoint.get("model_index.json")? {
+            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
         } else if checkpoint.file("unet", "config.json")?.is_none() {
             bail!(
                 "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
@@ -128,7 +135,7 @@ impl Checkpoint {
     }
 
     /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
-    pub fn file(&self, component: &str, name: &str) -> Result<Option<PathBuf>> {
+    pub fn file(&self, component: &str, name: &str) -> Result<Option<Place>> {
         let inside = format!("{component}/{name}");
         if let Some(path) = self.get(&inside)? {
             return Ok(Some(path));
@@ -183,10 +190,12 @@ impl Checkpoint {
         })
     }
 
-    fn get(&self, name: &str) -> Result<Option<PathBuf>> {
-        match &self.source {
-            Source::Folder(folder) => Ok(Some(folder.join(name)).filter(|path| path.exists())),
-            Source::Hub(repository) => repository.get(name),
-        }
+    fn get(&self, name: &str) -> Result<Option<Place>> {
+        Ok(match &self.source {
+            Source::Folder(folder) => Some(folder.join(name))
+                .filter(|path| path.exists())
+                .map(Place::Disk),
+            Source::Hub(repository) => repository.get(name)?.map(Place::Disk),
+        })
     }
 }

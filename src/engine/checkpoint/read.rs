@@ -1,4 +1,5 @@
 //! From bytes in a file to a tensor in memory, in one copy where the types agree.
+use super::place::Source;
 use super::weights::{Entry, FileType};
 use anyhow::{Context, Result, bail};
 use bytemuck::Pod;
@@ -6,23 +7,12 @@ use candle_core::{DType, Device, Shape, Tensor, WithDType};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
-use std::fs::File;
-use std::path::Path;
 
 /// Numbers read at once by one thread: large enough for the disk, small enough for the cache.
 const CHUNK: usize = 1 << 18;
 
-/// Opens a plain file; a pipe would block for ever.
-pub fn open(path: &Path) -> Result<File> {
-    let file = std::fs::metadata(path).and_then(|meta| match meta.is_file() {
-        true => File::open(path),
-        false => Err(std::io::Error::other("it is not a plain file")),
-    });
-    file.with_context(|| format!("{} cannot be read", path.display()))
-}
-
 /// The numbers of `entry` as a tensor of `shape` on the CPU.
-pub fn tensor(file: &File, entry: &Entry, shape: Shape, dtype: DType) -> Result<Tensor> {
+pub fn tensor(file: &Source, entry: &Entry, shape: Shape, dtype: DType) -> Result<Tensor> {
     // Files are little endian. Big-endian machines would need a swap here.
     if cfg!(target_endian = "big") {
         bail!("this machine's byte order is not supported");
@@ -36,7 +26,7 @@ pub fn tensor(file: &File, entry: &Entry, shape: Shape, dtype: DType) -> Result<
     }
 }
 
-fn typed<T: Number + WithDType>(file: &File, entry: &Entry, shape: Shape) -> Result<Tensor> {
+fn typed<T: Number + WithDType>(file: &Source, entry: &Entry, shape: Shape) -> Result<Tensor> {
     let values: Vec<T> = match &entry.dtype {
         FileType::F64 => numbers::<f64, T>(file, entry)?,
         FileType::F32 => numbers::<f32, T>(file, entry)?,
@@ -47,7 +37,7 @@ fn typed<T: Number + WithDType>(file: &File, entry: &Entry, shape: Shape) -> Res
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-fn numbers<S: Number, T: Number>(file: &File, entry: &Entry) -> Result<Vec<T>> {
+fn numbers<S: Number, T: Number>(file: &Source, entry: &Entry) -> Result<Vec<T>> {
     let count = entry.shape.iter().product();
     let values = match &entry.strides {
         None => dense::<S, T>(file, entry.offset, count)?,
@@ -64,7 +54,7 @@ fn numbers<S: Number, T: Number>(file: &File, entry: &Entry) -> Result<Vec<T>> {
 }
 
 /// `count` numbers that follow each other.
-fn dense<S: Number, T: Number>(file: &File, offset: u64, count: usize) -> Result<Vec<T>> {
+fn dense<S: Number, T: Number>(file: &Source, offset: u64, count: usize) -> Result<Vec<T>> {
     let mut values: Vec<T> = Vec::new();
     // no abort where the memory is not there
     if values.try_reserve_exact(count).is_err() {
@@ -80,10 +70,10 @@ fn dense<S: Number, T: Number>(file: &File, offset: u64, count: usize) -> Result
         let at = offset + (i * CHUNK * size_of::<S>()) as u64;
         // The same type: straight into place.
         if let Some(same) = S::same(part) {
-            return read_exact_at(file, bytemuck::cast_slice_mut(same), at);
+            return file.read_exact_at(bytemuck::cast_slice_mut(same), at);
         }
         let mut stored = vec![S::zeroed(); part.len()];
-        read_exact_at(file, bytemuck::cast_slice_mut(&mut stored), at)?;
+        file.read_exact_at(bytemuck::cast_slice_mut(&mut stored), at)?;
         T::convert(&stored, part);
         Ok(())
     };
@@ -113,24 +103,6 @@ fn gather<T: Copy>(stored: &[T], shape: &[usize], strides: &[usize], count: usiz
         }
     }
     values
-}
-
-#[cfg(unix)]
-fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let n = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
-        if n == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
-        bytes = &mut bytes[n..];
-        offset += n as u64;
-    }
-    Ok(())
 }
 
 /// The four kinds of numbers; between two different kinds the way goes through f32, which holds all but f64.

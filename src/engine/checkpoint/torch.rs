@@ -9,10 +9,10 @@
 //! ```
 use super::json::one_line;
 use super::pickle::{self, Storage, Tensor};
+use super::place::Reader;
 use super::weights::Entry;
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use zip::{CompressionMethod, ZipArchive};
 
@@ -22,9 +22,9 @@ const PICKLE_LIMIT: u64 = 4 << 20;
 const MAGIC: &[u8] = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19";
 
 /// The tensors of a file of `length` bytes.
-pub fn read(file: &File, length: u64) -> Result<Vec<(String, Entry)>> {
+pub fn read(mut file: Reader, length: u64) -> Result<Vec<(String, Entry)>> {
     let mut start = Vec::new();
-    file.take(16).read_to_end(&mut start)?;
+    (&mut file).take(16).read_to_end(&mut start)?;
     if start.starts_with(b"PK") {
         from_zip(file, length)
     } else if start.get(2..).is_some_and(|rest| rest.starts_with(MAGIC)) {
@@ -34,7 +34,7 @@ pub fn read(file: &File, length: u64) -> Result<Vec<(String, Entry)>> {
     }
 }
 
-fn from_zip(file: &File, length: u64) -> Result<Vec<(String, Entry)>> {
+fn from_zip(file: Reader, length: u64) -> Result<Vec<(String, Entry)>> {
     let bad = |err: zip::result::ZipError| {
         anyhow::anyhow!(
             "is a bad zip archive (truncated?): {}",
@@ -104,10 +104,10 @@ fn from_zip(file: &File, length: u64) -> Result<Vec<(String, Entry)>> {
         .collect()
 }
 
-fn from_stream(mut file: &File, length: u64) -> Result<Vec<(String, Entry)>> {
+fn from_stream(mut file: Reader, length: u64) -> Result<Vec<(String, Entry)>> {
     let mut start = Vec::new();
     file.seek(SeekFrom::Start(0))?;
-    file.take(PICKLE_LIMIT).read_to_end(&mut start)?;
+    (&mut file).take(PICKLE_LIMIT).read_to_end(&mut start)?;
     let mut at = 0;
     let mut next = || -> Result<pickle::Unpickled> {
         let done = pickle::run(&start[at..])?;

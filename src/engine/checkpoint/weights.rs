@@ -5,13 +5,13 @@
 //! nobody asked for are found ([`Weights::finish`]).
 use super::files::{Format, WeightFiles};
 use super::json::one_line;
+use super::place::Source;
 use super::{header, read, torch};
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -90,7 +90,7 @@ pub struct Weights(Arc<Store>);
 #[derive(Debug)]
 struct Store {
     component: String,
-    files: Vec<(String, File)>,
+    files: Vec<(String, Source)>,
     entries: HashMap<String, Entry>,
 }
 
@@ -102,13 +102,13 @@ impl Weights {
             files: Vec::new(),
             entries: HashMap::new(),
         };
-        for path in &files.paths {
-            let label = path.display().to_string();
-            let file = read::open(path)?;
-            let length = file.metadata().with_context(|| label.clone())?.len();
+        for place in &files.places {
+            let label = place.display().into_owned();
+            let file = place.open()?;
+            let length = file.length().with_context(|| label.clone())?;
             let found = match files.format {
-                Format::Safetensors => header::read(&file, length),
-                Format::Torch => torch::read(&file, length),
+                Format::Safetensors => header::read(file.reader(), length),
+                Format::Torch => torch::read(file.reader(), length),
             };
             for (original, mut entry) in found.with_context(|| label.clone())? {
                 let Some(name) = naming.name(&original) else {

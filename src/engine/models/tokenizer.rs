@@ -3,10 +3,9 @@
 //! The reference builds the same tokenizer around any vocabulary: of `tokenizer.json` it takes the vocabulary, the
 //! merges and the two tokens put around a text. The names of the special tokens come from `tokenizer_config.json`,
 //! `special_tokens_map.json` and `added_tokens.json`.
-use crate::engine::checkpoint::{Checkpoint, json};
+use crate::engine::checkpoint::{Checkpoint, Place, json};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Map, Value};
-use std::path::Path;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -49,7 +48,7 @@ impl ClipTokenizer {
         let settings = Settings::read(checkpoint, component)?;
         let (bpe, around, added) = match checkpoint.file(component, "tokenizer.json")? {
             Some(path) => from_tokenizer_json(&path, settings.text("unk_token", EOS))
-                .with_context(|| path.display().to_string())?,
+                .with_context(|| path.display().into_owned())?,
             None => {
                 let need = |name: &str| {
                     checkpoint.file(component, name)?.with_context(|| {
@@ -286,8 +285,8 @@ fn vocabulary(map: &Map<String, Value>) -> Result<Vocab> {
 /// `bos` and `eos` where the file says which tokens go around a text.
 type Parts = (BPE, Option<(u32, u32)>, Vec<Value>);
 
-fn from_tokenizer_json(path: &Path, unk: &str) -> Result<Parts> {
-    let root = json::read_object(path, FILE_LIMIT)?;
+fn from_tokenizer_json(place: &Place, unk: &str) -> Result<Parts> {
+    let root = json::read_object(place, FILE_LIMIT)?;
     let model = root
         .get("model")
         .and_then(Value::as_object)
@@ -335,7 +334,7 @@ fn from_tokenizer_json(path: &Path, unk: &str) -> Result<Parts> {
     Ok((bpe(vocab, merges, unk)?, around, added))
 }
 
-fn from_two_files(vocab: &Path, merges: &Path, unk: &str) -> Result<BPE> {
+fn from_two_files(vocab: &Place, merges: &Place, unk: &str) -> Result<BPE> {
     let vocab = vocabulary(&json::read_object(vocab, FILE_LIMIT)?)?;
     let text = String::from_utf8(json::read_bounded(merges, FILE_LIMIT)?)
         .context("merges.txt is not UTF-8")?;

@@ -1,0 +1,190 @@
+"""Stable Diffusion in miniature (Rombach et al. 2022): 64x64 pixels, from nothing to assets/demo/txt2img.
+
+    python train_txt2img.py --work /tmp/demo-txt2img    # run it again to go on after a stop
+
+In this order: the autoencoder; the text tower, which learns to tell from a caption what is in its scene (the place of CLIP's own
+training); the UNet on latents that are computed once. `--only` stops early.
+"""
+import argparse, pathlib, random, shutil
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
+
+import words, world
+from common import fit, halve, log, once, size_of, start_workers, workers
+
+HERE = pathlib.Path(__file__).resolve().parent
+PICTURES, LATENT_CHANNELS = 30000, 12
+BETAS = dict(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction")
+
+
+def scenes(count=PICTURES, seed=1):
+    rng = random.Random(seed)
+    return [world.sample_scene(rng) for _ in range(count)]
+
+
+def held_out(count, seed=9):
+    """Scenes whose meaning no training caption has."""
+    rng = random.Random(seed)
+    return [world.sample_scene(rng, held_out=True) for _ in range(count)]
+
+
+def pictures(args):
+    """(n, 64, 64, 3) bytes, drawn once."""
+    draw = lambda path: np.save(path, np.stack([world.draw(scene) for scene in scenes()]))
+    return np.load(once(args.work / "pictures.npy", draw), mmap_mode="r")
+
+
+def as_pixels(rgb):
+    """uint8 (b, h, w, 3) -> f32 (b, 3, h, w) in -1..1"""
+    return torch.from_numpy(rgb.copy()).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+
+
+def as_rgb(pixels):
+    """f32 (b, 3, h, w) in -1..1 -> a list of uint8 (h, w, 3)"""
+    return list(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+
+
+# The autoencoder: factor 8, so that the UNet works on 8x8 latents.
+
+def make_vae():
+    torch.manual_seed(1)
+    widths = (8, 16, 32, 48)
+    return AutoencoderKL(block_out_channels=widths, layers_per_block=1, norm_num_groups=2, latent_channels=LATENT_CHANNELS, sample_size=world.SIZE,
+                         down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths))
+
+
+def train_vae(args):
+    drawn, batch = pictures(args), 16
+    test = as_pixels(np.stack([world.draw(scene) for scene in scenes(32, seed=2)]))
+
+    def loss_of(vae, g):
+        x = as_pixels(drawn[torch.randint(len(drawn), (batch,), generator=g).numpy()])
+        latent = vae.encode(x).latent_dist
+        z = latent.mean + latent.std * torch.randn(latent.mean.shape, generator=g)
+        y = vae.decode(z).sample
+        return F.l1_loss(y, x) + F.mse_loss(y, x) + 3e-4 * latent.kl().mean() / latent.mean[0].numel()
+
+    def look(vae, step):
+        with torch.no_grad():
+            latent = vae.encode(test).latent_dist
+            y = vae.decode(latent.mean).sample.clamp(-1, 1)
+        log(args.work, f"vae step {step}: {-10 * (F.mse_loss(y, test) / 4).log10():.2f} dB, deviation of the means {latent.mean.std():.3f}, of a latent {latent.std.mean():.3f}")
+        world.sheet(as_rgb(test) + as_rgb(y), 16).save(args.work / f"vae-{step:06}.png")
+
+    vae = fit("vae", make_vae().to(memory_format=torch.channels_last), loss_of, args.vae_steps, 2e-3, args.work, look=look, look_every=500)
+    return vae.requires_grad_(False)
+
+
+def center(vae, drawn):
+    """Makes the latents' mean zero, in the layers that hand them over, and their deviation the scaling factor's inverse."""
+    with torch.no_grad():
+        z = torch.cat([vae.encode(as_pixels(drawn[i : i + 250])).latent_dist.mean for i in range(0, min(4000, len(drawn)), 250)])
+        mean = z.mean((0, 2, 3))
+        scale = (z - mean[:, None, None]).std()
+        # decode(z) applies post_quant_conv first: W (z + mean) + b = W z + (W mean + b)
+        vae.quant_conv.bias[: len(mean)] -= mean
+        vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ mean
+    vae.register_to_config(scaling_factor=round(1 / scale.item(), 4))
+    return vae
+
+
+def latents(args, vae):
+    """(n, c, 8, 8): what the UNet learns to draw."""
+    drawn = pictures(args)
+
+    def make(path):
+        with torch.no_grad():
+            z = [vae.encode(as_pixels(drawn[i : i + 200])).latent_dist.mean for i in range(0, len(drawn), 200)]
+        torch.save(torch.cat(z).contiguous() * vae.config.scaling_factor, path)
+        log(args.work, f"scaling factor {vae.config.scaling_factor}")
+
+    return torch.load(once(args.work / "latents.pt", make))
+
+
+# The UNet: v-prediction (Salimans & Ho 2022), the text's tower at rest.
+
+def make_unet():
+    torch.manual_seed(3)
+    return UNet2DConditionModel(sample_size=world.SIZE // 8, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=(64, 96), layers_per_block=1,
+                                norm_num_groups=16, attention_head_dim=4, cross_attention_dim=words.WIDTH, mid_block_type=None,
+                                down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
+
+
+def make_pipe(vae, reader, unet, tokenizer):
+    scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    return StableDiffusionPipeline(vae=vae, text_encoder=reader.tower, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False)
+
+
+def train_unet(args, vae, reader, tokenizer):
+    center(vae, pictures(args))
+    x, known, batch = latents(args, vae), scenes(), 32
+    schedule = DDPMScheduler(**BETAS)
+    with torch.no_grad():
+        silent = reader.tower(words.encode(tokenizer, [""])).last_hidden_state
+    watched = [world.FAVOURITE, *(world.caption(scene, random.Random(0)) for scene in scenes(15, seed=2))]
+
+    def loss_of(unet, g):
+        pick = torch.randint(len(x), (batch,), generator=g)
+        rng = random.Random(pick.sum().item())
+        with torch.no_grad():
+            text = reader.tower(words.encode(tokenizer, [words.spoken(known[i], rng) for i in pick])).last_hidden_state
+        text = torch.where((torch.rand(batch, generator=g) < 0.1)[:, None, None], silent, text)
+        x0, t = x[pick], torch.randint(1000, (batch,), generator=g)
+        noise = torch.randn(x0.shape, generator=g)
+        noisy = schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+        return F.mse_loss(unet(noisy, t, text).sample, schedule.get_velocity(x0, noise, t))
+
+    def look(unet, step):
+        pipe = make_pipe(vae, reader, unet, tokenizer)
+        pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(disable=True)
+        drawn = [pipe(watched, num_inference_steps=20, guidance_scale=g, generator=torch.Generator().manual_seed(0), output_type="np").images for g in (1.0, 3.0, 7.5)]
+        world.sheet([(p * 255).round().astype(np.uint8) for p in np.concatenate(drawn)], 16).save(args.work / f"unet-{step:06}.png")
+
+    unet = make_unet().to(memory_format=torch.channels_last)
+    log(args.work, f"unet: {sum(p.numel() for p in unet.parameters())} parameters, latents deviate by {x.std():.3f}; watched: {watched}")
+    return fit("unet", unet, loss_of, args.unet_steps, args.unet_rate, args.work, average=0.999, look=look, look_every=500)
+
+
+def train_text(args, tokenizer):
+    reader = fit("text", words.Reader(tokenizer), words.reading_loss(tokenizer, scenes()), args.text_steps, 2e-3, args.work)
+    log(args.work, f"text: every slot right in {words.right(reader, tokenizer, held_out(1000)):.1%} of captions never seen")
+    return reader.requires_grad_(False)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the state, the log and pictures on the way")
+    parser.add_argument("--out", type=pathlib.Path, default=HERE / "txt2img")
+    parser.add_argument("--vae-steps", type=int, default=1500)
+    parser.add_argument("--text-steps", type=int, default=2000)
+    parser.add_argument("--unet-steps", type=int, default=6000)
+    parser.add_argument("--unet-rate", type=float, default=1.5e-3)
+    parser.add_argument("--only", choices=["vae", "text"])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    start_workers()
+    tokenizer = words.make_tokenizer(args.work / f"tokenizer-{workers()[0]}")
+    if args.only == "vae":
+        return train_vae(args)
+    reader = train_text(args, tokenizer)
+    if args.only == "text":
+        return
+    vae = train_vae(args)
+    unet = train_unet(args, vae, reader, tokenizer)
+    if workers()[0]:
+        return
+    shutil.rmtree(args.out, ignore_errors=True)
+    make_pipe(vae, reader, unet, tokenizer).to(memory_format=torch.contiguous_format).save_pretrained(args.out)
+    halve(args.out)
+    log(args.work, f"{size_of(args.out)} bytes in {args.out.name}")
+
+
+if __name__ == "__main__":
+    main()
