@@ -98,14 +98,6 @@ pub trait Simd: Copy {
         Self::store(buffer.as_mut_ptr(), v);
         buffer[..Self::LANES].iter().sum()
     }
-    #[inline(always)]
-    unsafe fn reduce_max(v: Self::V) -> f32 {
-        let mut buffer = [0f32; 16];
-        Self::store(buffer.as_mut_ptr(), v);
-        buffer[..Self::LANES]
-            .iter()
-            .fold(f32::NEG_INFINITY, |a, &b| a.max(b))
-    }
     /// All lanes, or the first `len` of them.
     #[inline(always)]
     unsafe fn load_up_to(p: *const f32, len: usize) -> Self::V {
@@ -312,12 +304,6 @@ mod x86 {
             let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
             _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps::<1>(d, d)))
         }
-        #[inline(always)]
-        unsafe fn reduce_max(v: Self::V) -> f32 {
-            let q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
-            _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
-        }
     }
 
     #[derive(Clone, Copy)]
@@ -399,10 +385,6 @@ mod x86 {
         #[inline(always)]
         unsafe fn reduce_add(v: Self::V) -> f32 {
             _mm512_reduce_add_ps(v)
-        }
-        #[inline(always)]
-        unsafe fn reduce_max(v: Self::V) -> f32 {
-            _mm512_reduce_max_ps(v)
         }
     }
 }
