@@ -22,9 +22,12 @@ pub struct Noise {
 impl Noise {
     /// Streams for `images` pictures, seeded `first_seed`, `first_seed + 1`, ...; seeds wrap at 2^64.
     pub fn new(first_seed: u64, images: usize) -> Self {
-        let streams = (0..images as u64)
-            .map(|k| Stream::new(first_seed.wrapping_add(k)))
-            .collect();
+        Self::of((0..images as u64).map(|k| first_seed.wrapping_add(k)))
+    }
+
+    /// One stream for each seed, in order.
+    pub fn of(seeds: impl IntoIterator<Item = u64>) -> Self {
+        let streams = seeds.into_iter().map(Stream::new).collect();
         Self { streams }
     }
 

@@ -1,30 +1,136 @@
-//! The two systems. Each has a plan, made from configurations alone so that mistakes cost no download and no wait, and a pipeline, which has the weights.
+//! The two systems. Each reads its configurations, makes plans of them, so that mistakes cost no download and no wait, and only then loads weights.
+//!
+//! ```text
+//! Checkpoint ─read─> System ─plan─> Plan (one for each request: sizes, tokens, scheduler; checked)
+//!                       └────load─> Pipeline ─draw(plans and seeds)─> pictures
+//! ```
 pub mod ddpm;
 pub mod txt2img;
 
 use super::checkpoint::{Checkpoint, Naming, Weights};
 use super::memory;
 use super::models::unet_config::UNetConfig;
+use super::progress::Progress;
 use super::runtime::Runtime;
 use super::schedulers::{Request, SchedulerConfig, SchedulerKind};
 use anyhow::{Context, Result};
 use candle_nn::VarBuilder;
+use image::RgbImage;
 
 /// What both commands ask of the loop.
 #[derive(Clone, Debug)]
 pub struct Sampling {
-    /// The first picture's; picture `k` has `seed + k`.
-    pub seed: u64,
-    pub images: usize,
     pub steps: usize,
     /// None is the class that the checkpoint names.
     pub scheduler: Option<SchedulerKind>,
 }
 
-impl Sampling {
-    fn seeds(&self) -> impl Iterator<Item = u64> {
-        let first = self.seed;
-        (0..self.images as u64).map(move |k| first.wrapping_add(k))
+/// The configurations of a checkpoint, read and found possible; no weight has been read.
+pub trait System {
+    type Request;
+    /// Settles sizes, tokens and scheduler of one request.
+    fn plan(&self, request: &Self::Request) -> Result<Plan>;
+    /// The components whose weights [`System::load`] reads.
+    fn components(&self) -> &'static [&'static str];
+    /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        only: Option<&Plan>,
+        progress: &Progress,
+    ) -> Result<Box<dyn Pipeline>>;
+}
+
+/// Weights, ready to draw.
+pub trait Pipeline {
+    /// One picture for each job, drawn as one batch: the plans must be [`Plan::batches_with`] each other.
+    ///
+    /// Picture and batch are independent: on the CPU a job's picture is the same, bit for bit, whatever is drawn with it.
+    /// `watch` is called after every call of the model.
+    fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>>;
+}
+
+/// A picture to draw.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    pub plan: &'a Plan,
+    pub seed: u64,
+}
+
+/// Told how many calls were made; the closure makes the sample of one job visible, in a size of its own choice.
+pub type Watch<'a> = dyn FnMut(usize, &dyn Fn(usize) -> Result<RgbImage>) -> Result<()> + 'a;
+
+/// A request that was found possible.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub scheduler: SchedulerConfig,
+    /// How the scheduler is to run.
+    pub request: Request,
+    /// Calls of the UNet for one picture; a call with guidance serves both halves.
+    pub calls: usize,
+    /// Height and width in pixels.
+    pub size: (usize, usize),
+    pub text: Option<Text>,
+    /// Bytes of the maps of one picture, at the widest moment.
+    pub working_bytes: u64,
+    /// Multiplications of all calls and of the decoding.
+    pub work: f64,
+}
+
+/// What the text encoder is to read.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// None: one pass with the prompt alone.
+    pub guidance_scale: Option<f64>,
+    /// The negative prompt's first where there is guidance, then the prompt's.
+    pub ids: Vec<Vec<u32>>,
+    /// The words beyond the text encoder's length, by the name of their text.
+    pub lost: Vec<(&'static str, String)>,
+}
+
+impl Plan {
+    /// Whether pictures of the two can be drawn in one batch: all but the texts' words is equal.
+    pub fn batches_with(&self, other: &Self) -> bool {
+        let texts = match (&self.text, &other.text) {
+            (Some(a), Some(b)) => a.guidance_scale == b.guidance_scale,
+            (None, None) => true,
+            _ => false,
+        };
+        texts
+            && (&self.scheduler, &self.request, self.size)
+                == (&other.scheduler, &other.request, other.size)
+    }
+
+    /// What a person needs to repeat the run, beside model and seed.
+    pub fn summary(&self) -> String {
+        let guidance = match self.text.as_ref().map(|text| text.guidance_scale) {
+            None => String::new(),
+            Some(None) => ", no guidance".to_owned(),
+            Some(Some(scale)) => format!(", guidance {scale}"),
+        };
+        format!(
+            "{}x{}, {} steps of {}{guidance}",
+            self.size.1,
+            self.size.0,
+            self.request.steps,
+            self.scheduler.kind().name()
+        )
+    }
+
+    /// Refuses a batch whose maps do not fit, before anything is drawn.
+    pub fn check_memory(&self, pictures: usize, try_instead: &str) -> Result<()> {
+        let (height, width) = self.size;
+        let what = match pictures {
+            1 => format!("a picture of {width}x{height}"),
+            n => format!("a batch of {n} pictures of {width}x{height}"),
+        };
+        memory::check(
+            self.working_bytes * pictures as u64,
+            memory::available(),
+            &what,
+            try_instead,
+        )
     }
 }
 
@@ -42,16 +148,14 @@ fn scheduler_config(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
 fn choose_scheduler(
     config: SchedulerConfig,
     sampling: &Sampling,
-) -> Result<(SchedulerConfig, usize)> {
+) -> Result<(SchedulerConfig, Request, usize)> {
     let config = match sampling.scheduler {
         Some(kind) => config.swap(kind),
         None => config,
     };
-    let calls = config
-        .build(&Request::new(sampling.steps))?
-        .timesteps()
-        .len();
-    Ok((config, calls))
+    let request = Request::new(sampling.steps);
+    let calls = config.build(&request)?.timesteps().len();
+    Ok((config, request, calls))
 }
 
 /// Loads a component's weights into `build` and refuses a tensor that nothing asked for and `naming` does not ignore.
@@ -90,14 +194,4 @@ fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 
         .max()
         .unwrap_or(0);
     (kept + working) * batch as u64 * 4
-}
-
-/// Refuses a size whose maps do not fit, before anything is read.
-fn check_memory(need: u64, height: usize, width: usize, try_instead: &str) -> Result<()> {
-    memory::check(
-        need,
-        memory::available(),
-        &format!("a picture of {width}x{height}"),
-        try_instead,
-    )
 }

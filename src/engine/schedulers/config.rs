@@ -48,7 +48,7 @@ pub enum Source {
 }
 
 /// How the sampler is to run: what is not in the file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     pub steps: usize,
     /// Share of the DDPM's noise that DDIM adds, 0 to 1.
@@ -65,7 +65,7 @@ impl Request {
 }
 
 /// The scheduler's file and the class chosen to read it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     kind: SchedulerKind,
     file: Map<String, Value>,
@@ -202,6 +202,14 @@ impl SchedulerConfig {
             .filter(|(name, _)| !name.starts_with('_') && self.kind.key(name).is_none());
         Ok(own
             .chain(foreign.map(|(name, value)| (name.clone(), value.clone(), Source::Ignored)))
+            .collect())
+    }
+
+    /// The value of every key of the class.
+    pub fn effective(&self) -> Result<Map<String, Value>> {
+        let values = self.settings()?.values.into_iter();
+        Ok(values
+            .map(|(name, value, _)| (name.to_string(), value))
             .collect())
     }
 
