@@ -4,9 +4,11 @@
 //! words ─Line::parse─> rows ─plan─> pictures to draw ─run─> files, and a line on stdout for each
 //! ```
 mod args;
+mod blocks;
 mod ddpm;
 mod look;
 mod names;
+mod order;
 mod output;
 mod plan;
 mod replay;
@@ -14,6 +16,7 @@ mod report;
 mod rows;
 mod run;
 mod settings;
+mod studio;
 mod terminal;
 mod txt2img;
 mod usage;

@@ -118,10 +118,14 @@ impl Price {
             gigabytes(peak),
             free.unwrap_or_default()
         ));
-        lines.push(format!(
-            "time      about {}, loading and downloads apart",
-            HumanDuration(Duration::from_secs_f64(seconds.clamp(0.0, 1e12)))
-        ));
+        let time = match seconds < 1.0 {
+            true => "less than a second".to_owned(),
+            false => format!(
+                "about {}",
+                HumanDuration(Duration::from_secs_f64(seconds.min(1e12)))
+            ),
+        };
+        lines.push(format!("time      {time}, loading and downloads apart"));
         lines.iter().try_for_each(|line| terminal.print(line))
     }
 }

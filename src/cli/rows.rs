@@ -34,25 +34,25 @@ pub(super) struct Rows<A> {
 }
 
 impl<A: Drawing> Rows<A> {
-    /// The rows of `line`: itself where it has no `--prompts`.
-    pub fn new(line: Line<A>) -> Result<Self> {
-        let batch = &line.args.shared().batch;
-        let lines = match &batch.prompts {
-            Some(path) => Some(open(path)?),
-            None => None,
-        };
+    /// The rows of `line`: those of `lines`, what [`open`] opened, or itself.
+    pub fn new(line: Line<A>, lines: Option<Box<dyn BufRead>>) -> Self {
         let mut words = line.words.clone();
         if words.last().is_some_and(|word| word == "--") {
             words.pop();
         }
-        Ok(Self {
+        Self {
             words,
-            shard: batch.shard.unwrap_or(Shard { index: 1, of: 1 }),
+            shard: line
+                .args
+                .shared()
+                .batch
+                .shard
+                .unwrap_or(Shard { index: 1, of: 1 }),
             own: lines.is_none().then_some(line),
             lines,
             number: 0,
             line: 0,
-        })
+        }
     }
 
     fn parse(&self, text: &str) -> Result<Line<A>> {
@@ -157,7 +157,8 @@ pub fn count(path: &Path, shard: Option<Shard>) -> Option<usize> {
     )
 }
 
-fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+/// The lines of `--prompts`.
+pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
     if path == Path::new("-") {
         return Ok(Box::new(BufReader::new(std::io::stdin())));
     }

@@ -1,5 +1,5 @@
 //! What the user sees: paths on stdout; the log, the bar and errors on stderr, which share one terminal without tearing it.
-use super::usage::one_line;
+use super::{blocks, usage::one_line};
 use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -55,10 +55,15 @@ impl Terminal {
         }
     }
 
-    /// Draws a picture, as well as this terminal can: by kitty's or iTerm's protocol, or with half blocks.
+    /// Draws a picture where the terminal is.
     pub fn show(&self, picture: &RgbImage) -> Result<()> {
-        let _ = picture;
-        Ok(())
+        let (rows, columns) = console::Term::stdout().size();
+        let text = blocks::draw(
+            picture,
+            (columns.into(), rows.into()),
+            blocks::Colours::of_terminal(),
+        );
+        self.print(text.trim_end())
     }
 
     /// Prints one line of what went wrong, and goes on.

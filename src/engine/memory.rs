@@ -36,9 +36,12 @@ pub fn check(need: u64, available: Option<u64>, what: &str, try_instead: &str) -
     }
 }
 
-/// `"4.2 GB"`
+/// `"4.2 GB"`, or `"44 MB"` of less than one.
 pub fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{} MB", bytes.div_ceil(1_000_000)),
+    }
 }
 
 #[cfg(test)]

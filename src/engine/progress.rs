@@ -151,7 +151,7 @@ impl Progress {
             Phase::Load => "{pictures}loading {elapsed}",
             Phase::Text => "{pictures}reading the text",
             Phase::Denoise => {
-                "{pictures}denoising {pos}/{len} [{bar:30}] {rate}, {eta} left{whole}"
+                "{pictures}denoising {pos}/{len} [{bar:24}] {rate}, {eta} left{whole}"
             }
             Phase::Decode => "{pictures}decoding {elapsed}",
             Phase::Write => "{pictures}writing",
@@ -206,7 +206,7 @@ impl Total {
                 let left =
                     self.started.elapsed().as_secs_f64() * (of as f64 - done).max(0.0) / done;
                 format!(
-                    ", {} in all",
+                    ", {:#} for all",
                     HumanDuration(Duration::from_secs_f64(left.min(1e9)))
                 )
             }

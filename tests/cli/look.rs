@@ -163,7 +163,7 @@ fn a_dry_run_tells_the_price_and_writes_nothing() {
         "new/8.png",
         "of the UNet",
         "memory    about",
-        "time      about",
+        "time      ",
     ] {
         assert!(run.stdout.contains(part), "{part:?}: {}", run.stdout);
     }
