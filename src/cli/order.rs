@@ -86,6 +86,7 @@ impl Known {
 pub fn caption(prompt: &str, seed: u64) -> String {
     match prompt {
         "" => format!("seed {seed}"),
-        _ => format!("{prompt} ({seed})"),
+        // First, so that no long prompt hides it.
+        _ => format!("{seed}: {prompt}"),
     }
 }

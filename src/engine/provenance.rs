@@ -96,7 +96,9 @@ impl Provenance<'_> {
         if let Some(hash) = self.model.weights_hash() {
             pairs.push(("Model hash", hash[..10].to_owned()));
         }
-        pairs.push(("Model", self.model.id.clone()));
+        // As that program names models: without the folder or the owner.
+        let name = self.model.id.trim_end_matches('/').rsplit('/').next();
+        pairs.push(("Model", name.unwrap_or_default().to_owned()));
         pairs.push(("Version", format!("diffuse {}", env!("CARGO_PKG_VERSION"))));
         let pairs = pairs
             .iter()

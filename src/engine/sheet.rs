@@ -81,7 +81,7 @@ fn write(sheet: &mut RgbImage, (x, y): (u32, u32), width: u32, text: &str) {
         // Letters of other scripts are boxes.
         let shape = known.unwrap_or([0, 126, 66, 66, 66, 66, 126, 0]);
         for (dy, bits) in (0u32..).zip(shape) {
-            for dx in (0..8).filter(|dx| bits >> dx & 1 == 1) {
+            for dx in (0..8).filter(|dx| (bits >> dx) & 1 == 1) {
                 sheet.put_pixel(x + column * LETTER + dx, y + line * (LETTER + 2) + dy, INK);
             }
         }

@@ -111,7 +111,10 @@ fn the_parameters_are_written_as_automatic1111_writes_them() {
     let start = "Steps: 3, Sampler: Euler a, CFG scale: 7.5, Seed: 7, Size: 64x64, Model hash: ";
     assert!(lines[2].starts_with(start), "{text}");
     assert!(
-        lines[2].ends_with(concat!(", Version: diffuse ", env!("CARGO_PKG_VERSION"))),
+        lines[2].ends_with(concat!(
+            ", Model: tiny-sd, Version: diffuse ",
+            env!("CARGO_PKG_VERSION")
+        )),
         "{text}"
     );
     assert_eq!(lines.len(), 3);
