@@ -132,6 +132,7 @@ mod tests {
         let mut encoder = Encoder::new(&mut bytes, 1, 1);
         encoder.set_color(ColorType::Rgb);
         let mut bomb = png::text_metadata::ITXtChunk::new("k", "a".repeat(TEXT_LIMIT + 1));
+        bomb.compressed = true;
         bomb.compress_text()?;
         let mut writer = encoder.write_header()?;
         writer.write_text_chunk(&bomb)?;
