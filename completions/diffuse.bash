@@ -55,7 +55,7 @@ _diffuse() {
             return 0
             ;;
         diffuse__subcmd__ddpm)
-            opts="-n -o -p -q -v -h --model --revision --steps --scheduler --seed --num-images --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
+            opts="-n -o -p -q -v -h --model --revision --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -77,7 +77,7 @@ _diffuse() {
                     return 0
                     ;;
                 --scheduler)
-                    COMPREPLY=($(compgen -W "ddpm ddim pndm unipc euler euler-ancestral dpmpp-2m" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "ddpm ddim pndm unipc euler euler-ancestral heun lms kdpm2 kdpm2-ancestral dpmpp-2m dpmpp-2m-sde dpmpp-2s dpm-sde deis sa-solver lcm tcd ipndm edm-euler edm-dpmpp-2m" -- "${cur}"))
                     return 0
                     ;;
                 --seed)
@@ -89,6 +89,22 @@ _diffuse() {
                     return 0
                     ;;
                 -n)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scheduler-option)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timesteps)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sigmas)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --eta)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -248,7 +264,7 @@ _diffuse() {
             return 0
             ;;
         diffuse__subcmd__txt2img)
-            opts="-n -o -p -q -v -h --model --guidance-scale --negative-prompt --width --height --revision --steps --scheduler --seed --num-images --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
+            opts="-n -o -p -q -v -h --model --guidance-scale --guidance-rescale --negative-prompt --width --height --revision --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -262,6 +278,10 @@ _diffuse() {
                     return 0
                     ;;
                 --guidance-scale)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --guidance-rescale)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -286,7 +306,7 @@ _diffuse() {
                     return 0
                     ;;
                 --scheduler)
-                    COMPREPLY=($(compgen -W "ddpm ddim pndm unipc euler euler-ancestral dpmpp-2m" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "ddpm ddim pndm unipc euler euler-ancestral heun lms kdpm2 kdpm2-ancestral dpmpp-2m dpmpp-2m-sde dpmpp-2s dpm-sde deis sa-solver lcm tcd ipndm edm-euler edm-dpmpp-2m" -- "${cur}"))
                     return 0
                     ;;
                 --seed)
@@ -298,6 +318,22 @@ _diffuse() {
                     return 0
                     ;;
                 -n)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --scheduler-option)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --timesteps)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --sigmas)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --eta)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

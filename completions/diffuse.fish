@@ -39,9 +39,27 @@ pndm\t''
 unipc\t''
 euler\t''
 euler-ancestral\t''
-dpmpp-2m\t''"
+heun\t''
+lms\t''
+kdpm2\t''
+kdpm2-ancestral\t''
+dpmpp-2m\t''
+dpmpp-2m-sde\t''
+dpmpp-2s\t''
+dpm-sde\t''
+deis\t''
+sa-solver\t''
+lcm\t''
+tcd\t''
+ipndm\t''
+edm-euler\t''
+edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l from -d 'Draw a picture again from the settings that it carries; other flags go before them' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l prompts -d 'Draw every line of a file, or of stdin with "-": a prompt, or a JSON object of settings' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l batch-size -d 'Pictures to draw at once; changes the speed and the memory, and no pixel on the CPU' -r
@@ -58,17 +76,19 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dry-run -d 'Print what would be done, with its price, and read no weights'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s p -l parents -d 'Make the folders of --output that are missing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l no-metadata -d 'Write no settings into the PNG'
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l json -d 'Print a JSON object for each picture in place of its path'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l json -d 'Print a JSON object for each picture in place of its path, or the schedule as one'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l show -d 'Draw each picture in the terminal'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
@@ -80,9 +100,27 @@ pndm\t''
 unipc\t''
 euler\t''
 euler-ancestral\t''
-dpmpp-2m\t''"
+heun\t''
+lms\t''
+kdpm2\t''
+kdpm2-ancestral\t''
+dpmpp-2m\t''
+dpmpp-2m-sde\t''
+dpmpp-2s\t''
+dpm-sde\t''
+deis\t''
+sa-solver\t''
+lcm\t''
+tcd\t''
+ipndm\t''
+edm-euler\t''
+edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l from -d 'Draw a picture again from the settings that it carries; other flags go before them' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l prompts -d 'Draw every line of a file, or of stdin with "-": a prompt, or a JSON object of settings' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l batch-size -d 'Pictures to draw at once; changes the speed and the memory, and no pixel on the CPU' -r
@@ -99,11 +137,12 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dry-run -d 'Print what would be done, with its price, and read no weights'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s p -l parents -d 'Make the folders of --output that are missing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l overwrite -d 'Replace files that exist at --output'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l no-metadata -d 'Write no settings into the PNG'
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l json -d 'Print a JSON object for each picture in place of its path'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l json -d 'Print a JSON object for each picture in place of its path, or the schedule as one'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l show -d 'Draw each picture in the terminal'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s v -l verbose -d 'Say more on stderr; twice for all'

@@ -1,5 +1,5 @@
 //! Flags that both commands share, and the values they take.
-use super::{output::Output, terminal::Terminal};
+use super::{output::Output, schedule::ScheduleArgs, terminal::Terminal};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
@@ -30,6 +30,8 @@ pub struct SamplingArgs {
     #[arg(short, long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = images)]
     num_images: usize,
+    #[command(flatten)]
+    pub schedule: ScheduleArgs,
 }
 
 impl SamplingArgs {
@@ -38,6 +40,7 @@ impl SamplingArgs {
         Sampling {
             steps: self.steps,
             scheduler: self.scheduler,
+            overrides: self.schedule.overrides(),
         }
     }
 
@@ -124,7 +127,7 @@ pub struct OutputArgs {
     /// Write no settings into the PNG
     #[arg(long)]
     pub no_metadata: bool,
-    /// Print a JSON object for each picture in place of its path
+    /// Print a JSON object for each picture in place of its path, or the schedule as one
     #[arg(long)]
     pub json: bool,
 }

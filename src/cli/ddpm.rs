@@ -2,7 +2,9 @@
 use super::Drawing;
 use super::args::SharedArgs;
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::pipelines::{Sampling, ddpm::DdpmSystem};
+use crate::engine::pipelines::Sampling;
+use crate::engine::pipelines::ddpm::{self, DdpmSystem};
+use crate::engine::schedulers::SchedulerConfig;
 use anyhow::Result;
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
@@ -43,6 +45,10 @@ impl Drawing for DdpmArgs {
 
     fn request(&self) -> Sampling {
         self.shared.sampling.sampling()
+    }
+
+    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+        ddpm::scheduler(checkpoint)
     }
 
     fn read(checkpoint: &Checkpoint) -> Result<DdpmSystem> {

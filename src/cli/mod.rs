@@ -15,13 +15,14 @@ mod replay;
 mod report;
 mod rows;
 mod run;
+mod schedule;
 mod settings;
 mod studio;
 mod terminal;
 mod txt2img;
 mod usage;
 
-use crate::engine::{checkpoint::Checkpoint, pipelines::System};
+use crate::engine::{checkpoint::Checkpoint, pipelines::System, schedulers::SchedulerConfig};
 use anyhow::Result;
 use args::SharedArgs;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -74,6 +75,8 @@ trait Drawing: FromArgMatches + clap::Args {
     /// The prompt and the negative prompt.
     fn prompts(&self) -> (&str, &str);
     fn request(&self) -> <Self::System as System>::Request;
+    /// The checkpoint's scheduler, read without the rest.
+    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig>;
     fn read(checkpoint: &Checkpoint) -> Result<Self::System>;
 }
 

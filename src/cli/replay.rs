@@ -35,8 +35,7 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
     let settings = chunk["settings"].as_object().unwrap_or(&empty);
     let (flags, prompt) = settings::of_picture(settings).with_context(|| name.clone())?;
     let mut words = line.words[..2].to_vec();
-    words.extend(flags);
-    words.extend_from_slice(&line.words[2..]);
+    words.extend(settings::overridden(flags, &line.words[2..]));
     if let (Some(prompt), true) = (prompt, line.args.prompts().0.is_empty() && A::HAS_PROMPT) {
         if words.last().is_none_or(|word| word != "--") {
             words.push("--".into());

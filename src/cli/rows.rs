@@ -63,8 +63,7 @@ impl<A: Drawing> Rows<A> {
         } else {
             (Vec::new(), Some(text.to_owned()))
         };
-        let mut words = self.words.clone();
-        words.extend(flags);
+        let mut words = settings::overridden(self.words.clone(), &flags);
         match prompt {
             Some(prompt) if A::HAS_PROMPT => words.extend(["--".into(), prompt.into()]),
             None if A::HAS_PROMPT => bail!("it has no \"prompt\""),

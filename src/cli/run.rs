@@ -12,10 +12,12 @@ use super::plan::Price;
 use super::replay;
 use super::report::Report;
 use super::rows::{self, Rows};
+use super::schedule;
 use super::studio::{Studio, Tally};
 use super::terminal::Terminal;
 use super::{Drawing, Line};
 use crate::engine::checkpoint::Checkpoint;
+use crate::engine::pipelines;
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
 
@@ -24,6 +26,13 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     let (line, replay) = replay::expand(line)?;
     let shared = line.args.shared();
     shared.machine.start(terminal)?;
+    if shared.sampling.schedule.print_schedule {
+        let checkpoint = Checkpoint::open(line.args.model(), &shared.revision.revision)?;
+        let scheduler = A::scheduler(&checkpoint)?;
+        let report = pipelines::report(scheduler, &shared.sampling.sampling())?;
+        schedule::print(&report, shared.output.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (has_rows, options) = (shared.batch.prompts.is_some(), &shared.output);
     ensure!(
         !has_rows || line.args.prompts().0.is_empty(),

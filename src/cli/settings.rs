@@ -7,12 +7,12 @@ use anyhow::{Result, bail, ensure};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use serde_json::{Map, Number, Value};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 pub type Settings = Map<String, Value>;
 
 /// Flags of a whole run: no row has them and no picture remembers them.
-const RUN: [&str; 18] = [
+const RUN: [&str; 19] = [
     "quiet",
     "verbose",
     "threads",
@@ -29,6 +29,7 @@ const RUN: [&str; 18] = [
     "save_steps",
     "animate",
     "show",
+    "print_schedule",
     "help",
     "version",
 ];
@@ -36,18 +37,26 @@ const RUN: [&str; 18] = [
 const MODEL: [&str; 3] = ["model", "revision", "dtype"];
 /// Flags of a row that its pictures do not remember: where they went, and how many there were.
 const PLACE: [&str; 3] = ["output", "overwrite", "num_images"];
+/// How long a run is: a command line says it in one of these ways.
+const LENGTH: [&str; 3] = ["steps", "timesteps", "sigmas"];
 /// Texts, which stay texts where they look like numbers.
 const TEXTS: [&str; 4] = ["prompt", "negative_prompt", "model", "revision"];
 
 /// The settings in a parsed command line, defaults included, that a picture remembers.
 pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
     let mut settings = Settings::new();
+    let given = |id: &str| matches.value_source(id).is_some();
     for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
         let Some(source) = matches.value_source(id) else {
             continue;
         };
         if RUN.contains(&id) || PLACE.contains(&id) {
+            continue;
+        }
+        // Where a list says how long the run is, the default steps say nothing, and would not be taken beside it.
+        let implied = source == ValueSource::DefaultValue && LENGTH.contains(&id);
+        if implied && LENGTH.iter().any(|other| *other != id && given(other)) {
             continue;
         }
         if matches!(arg.get_action(), clap::ArgAction::SetTrue) {
@@ -95,11 +104,10 @@ pub fn of_row(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
 
 /// What a picture remembers as flags, and its prompt. Where to write and how to run is not a picture's to say.
 pub fn of_picture(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
-    flags(
-        settings
-            .iter()
-            .filter(|(key, _)| !RUN.contains(&key.as_str()) && !PLACE.contains(&key.as_str())),
-    )
+    flags(settings.iter().filter(|(key, _)| {
+        let id = key.replace('-', "_");
+        !RUN.contains(&id.as_str()) && !PLACE.contains(&id.as_str())
+    }))
 }
 
 fn flags<'a>(
@@ -121,6 +129,14 @@ fn flags<'a>(
             ("prompt", _) => bail!("\"prompt\" is {value}; give a text"),
             (_, Value::Null | Value::Bool(false)) => {}
             (_, Value::Bool(true)) => words.push(format!("--{name}").into()),
+            // One flag with a list, where other lists are flags that repeat.
+            ("timesteps" | "sigmas", Value::Array(list)) => {
+                let numbers: Vec<_> = list
+                    .iter()
+                    .map(|item| scalar(key, item))
+                    .collect::<Result<_>>()?;
+                words.push(format!("--{name}={}", numbers.join(",")).into());
+            }
             (_, Value::Array(list)) => {
                 for item in list {
                     words.push(format!("--{name}={}", scalar(key, item)?).into());
@@ -130,6 +146,34 @@ fn flags<'a>(
         }
     }
     Ok((words, prompt))
+}
+
+/// The flags `first` with `later` after them, where the last of repeated flags counts. The ways to say how long a run is are one
+/// setting here: a later one takes the place of an earlier one of another name.
+pub fn overridden(first: Vec<OsString>, later: &[OsString]) -> Vec<OsString> {
+    let replaces = later
+        .iter()
+        .take_while(|word| *word != "--")
+        .any(|word| says_length(word));
+    let mut words = Vec::new();
+    let mut rest = first.into_iter();
+    while let Some(word) = rest.next() {
+        if !(replaces && says_length(&word)) {
+            words.push(word);
+        } else if !word.to_string_lossy().contains('=') {
+            // Its value is a word of its own.
+            rest.next();
+        }
+    }
+    words.extend_from_slice(later);
+    words
+}
+
+/// Whether a word is one of the flags of [`LENGTH`], with or without its value.
+fn says_length(word: &OsStr) -> bool {
+    let word = word.to_string_lossy();
+    let name = word.split_once('=').map_or(&*word, |(name, _)| name);
+    LENGTH.iter().any(|id| name.strip_prefix("--") == Some(*id))
 }
 
 fn scalar(key: &str, value: &Value) -> Result<String> {
@@ -185,9 +229,37 @@ mod tests {
     #[test]
     fn a_picture_cannot_say_where_to_write() -> Result<()> {
         let settings = serde_json::from_str(
-            r#"{"output": "/etc/passwd", "overwrite": true, "model": "m", "threads": 1}"#,
+            r#"{"output": "/etc/passwd", "overwrite": true, "model": "m", "threads": 1, "save-steps": 1, "print_schedule": true}"#,
         )?;
         assert_eq!(of_picture(&settings)?.0, ["--model=m"]);
         Ok(())
+    }
+
+    #[test]
+    fn a_list_of_a_row_is_one_flag() -> Result<()> {
+        let (words, _) = row(r#"{"timesteps": [999, 500, 1], "sigmas": "3,0.5,0"}"#)?;
+        assert_eq!(words, ["--timesteps=999,500,1", "--sigmas=3,0.5,0"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_later_length_of_the_run_takes_the_place_of_an_earlier_one_of_another_name() {
+        let words = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
+        for (first, later, wanted) in [
+            (
+                "--seed 1 --steps 5 -p",
+                "--timesteps=9,1",
+                "--seed 1 -p --timesteps=9,1",
+            ),
+            ("--timesteps=9,1 --eta=1", "--steps 5", "--eta=1 --steps 5"),
+            ("--sigmas 3,0 -q", "--steps=2", "-q --steps=2"),
+            (
+                "--steps 5",
+                "--seed 2 -- --sigmas",
+                "--steps 5 --seed 2 -- --sigmas",
+            ),
+        ] {
+            assert_eq!(overridden(words(first), &words(later)), words(wanted));
+        }
     }
 }

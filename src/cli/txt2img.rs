@@ -1,8 +1,9 @@
 //! `diffuse txt2img`: a picture of what a text says.
-use super::Drawing;
 use super::args::{self, SharedArgs};
+use super::{Drawing, schedule};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::pipelines::txt2img::{Txt2ImgRequest, Txt2ImgSystem};
+use crate::engine::pipelines::txt2img::{self, Txt2ImgRequest, Txt2ImgSystem};
+use crate::engine::schedulers::SchedulerConfig;
 use anyhow::Result;
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
@@ -11,7 +12,7 @@ use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 #[command(after_help = EXAMPLES)]
 pub struct Txt2ImgArgs {
     /// What to draw
-    #[arg(required_unless_present_any = ["prompts", "from"])]
+    #[arg(required_unless_present_any = ["prompts", "from", "print_schedule"])]
     prompt: Option<String>,
     /// A folder in the diffusers layout, or a model on huggingface.co
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
@@ -21,6 +22,10 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true,
           value_parser = args::guidance_scale)]
     guidance_scale: f64,
+    /// Bring the guided prediction's spread back to the prompt's own, 0 to 1; for zero-SNR models
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true,
+          value_parser = schedule::share)]
+    guidance_rescale: f64,
     /// What to keep out of the picture
     #[arg(
         long,
@@ -71,10 +76,15 @@ impl Drawing for Txt2ImgArgs {
             prompt: prompt.to_owned(),
             negative_prompt: negative_prompt.to_owned(),
             guidance_scale: self.guidance_scale,
+            guidance_rescale: self.guidance_rescale,
             width: self.width,
             height: self.height,
             sampling: self.shared.sampling.sampling(),
         }
+    }
+
+    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+        txt2img::scheduler(checkpoint)
     }
 
     fn read(checkpoint: &Checkpoint) -> Result<Txt2ImgSystem> {

@@ -115,7 +115,15 @@ impl Provenance<'_> {
             SchedulerKind::Unipc => "UniPC",
             SchedulerKind::Euler => "Euler",
             SchedulerKind::EulerAncestral => "Euler a",
+            SchedulerKind::Heun => "Heun",
+            SchedulerKind::Lms => "LMS",
+            SchedulerKind::Kdpm2 => "DPM2",
+            SchedulerKind::Kdpm2Ancestral => "DPM2 a",
             SchedulerKind::Dpmpp2m => "DPM++ 2M",
+            SchedulerKind::Dpmpp2mSde => "DPM++ 2M SDE",
+            SchedulerKind::Dpmpp2s => "DPM++ 2S",
+            SchedulerKind::DpmSde => "DPM++ SDE",
+            SchedulerKind::Lcm => "LCM",
             other => other.class().trim_end_matches("Scheduler"),
         };
         let on = |key: &str| {

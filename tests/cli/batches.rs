@@ -45,6 +45,29 @@ fn a_line_is_a_prompt_or_an_object_of_settings() {
 }
 
 #[test]
+fn a_row_says_how_long_its_run_is_in_its_own_way() {
+    let folder = Folder::new();
+    let rows = [
+        r#"{"prompt": "a cat", "timesteps": [999, 500, 1], "output": "a.png"}"#,
+        r#"{"prompt": "a cat", "sigmas": "9,4,2,1,0", "output": "b.png"}"#,
+        r#"{"prompt": "a cat", "steps": 5, "output": "c.png"}"#,
+        r#"{"prompt": "a cat", "output": "d.png"}"#,
+    ];
+    // The command line says 2 steps.
+    let more = ["--scheduler=euler", "--json"];
+    let run = feeds(&folder, &rows.join("\n"), 0, &more);
+    let steps: Vec<_> = run
+        .objects()
+        .iter()
+        .map(|row| row["steps"].clone())
+        .collect();
+    assert_eq!(steps, [3, 4, 5, 2], "{run:?}");
+    let two = r#"{"prompt": "a cat", "steps": 5, "sigmas": "9,0"}"#;
+    let run = feeds(&folder, two, 1, &more);
+    assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
+}
+
+#[test]
 fn a_row_is_done_before_the_next_line_is_needed() {
     let folder = Folder::new();
     let model = asset("tiny-sd");
@@ -69,10 +92,23 @@ fn a_row_is_done_before_the_next_line_is_needed() {
 #[test]
 fn the_batch_size_changes_no_pixel_on_the_cpu() {
     let rows = "a cat\n{\"prompt\": \"a dog\", \"negative_prompt\": \"cats\"}\na fox\n{\"prompt\": \"a cow\", \"steps\": 3}\na hen\n";
-    for scheduler in ["ddim", "euler-ancestral", "unipc", "pndm"] {
+    let schedulers = [
+        "ddim",
+        "euler-ancestral",
+        "unipc",
+        "pndm",
+        "heun",
+        "dpm-sde",
+        "dpmpp-2m-sde",
+        "sa-solver",
+        "lcm",
+    ];
+    for scheduler in schedulers {
         let folder = Folder::new();
         for size in ["1", "2", "3", "5"] {
-            let more = ["--batch-size", size, "--scheduler", scheduler, "-p", "-o"];
+            let more = ["--batch-size", size, "--scheduler", scheduler, "-p"];
+            // What is measured for each picture must not be measured over the batch.
+            let more = [&more[..], &["--guidance-rescale", "0.7", "-o"]].concat();
             let output = format!("{size}/{{index}}.png");
             feeds(&folder, rows, 0, &[&more[..], &[&output]].concat());
         }

@@ -8,5 +8,6 @@ mod names;
 mod pipelines;
 mod provenance;
 mod replay;
+mod schedule;
 mod smoke;
 mod support;

@@ -93,6 +93,57 @@ fn other_flags_override_and_the_change_is_told() {
 }
 
 #[test]
+fn a_run_of_listed_steps_is_drawn_again_and_steps_replace_the_list() {
+    for list in [
+        "--timesteps=999,500,1",
+        "--sigmas=9,1.5,0.25,0",
+        "--timesteps=500",
+    ] {
+        let folder = Folder::new();
+        let model = asset("tiny-sd");
+        let first = [
+            "txt2img", "a cat", "--model", &model, "-o", "a.png", "--seed=7",
+        ];
+        let more = [
+            "--scheduler=euler",
+            list,
+            "--guidance-rescale=0.7",
+            "--scheduler-option=timestep_spacing=trailing",
+            "--scheduler-option=rescale_betas_zero_snr=true",
+        ];
+        let run = folder.run([&first[..], &more].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let run = again(&folder, &["--json"]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.objects()[0]["same_pixels"], true, "{run:?}");
+        for (length, steps) in [
+            ("--steps=2", 2),
+            ("--sigmas=9,4,2,1,0", 4),
+            ("--timesteps=400", 1),
+        ] {
+            let run = again(&folder, &["--json", length]);
+            assert_eq!(run.code, Some(0), "{run:?}");
+            assert_eq!(run.objects()[0]["steps"], steps, "{run:?}");
+            assert_eq!(run.objects()[0]["same_pixels"], false, "{run:?}");
+        }
+    }
+}
+
+#[test]
+fn the_schedule_of_a_picture_is_printed() {
+    let folder = Folder::new();
+    picture(&folder, &["--scheduler=heun"]);
+    let run = folder.run(["txt2img", "--from=a.png", "--print-schedule"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let line = run.stdout.lines().next().unwrap_or_default();
+    assert!(
+        line.starts_with("heun (HeunDiscreteScheduler): 3 steps, 5 UNet calls"),
+        "{line}"
+    );
+    assert_eq!(folder.names(), ["a.png"]);
+}
+
+#[test]
 fn another_model_is_noticed() {
     let folder = Folder::new();
     picture(&folder, &["--seed", "7"]);

@@ -1,6 +1,8 @@
 //! Both commands, argv to PNG, on the small checkpoints that come with the program. No test reaches the network:
 //! see `support`.
 use crate::support::{Folder, Run, asset};
+use clap::ValueEnum;
+use diffuse::engine::schedulers::SchedulerKind;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -117,18 +119,14 @@ fn width_and_height_are_the_pictures() {
 
 #[test]
 fn every_scheduler_draws_with_both_commands() {
-    let kinds = [
-        "ddpm",
-        "ddim",
-        "pndm",
-        "unipc",
-        "euler",
-        "euler-ancestral",
-        "dpmpp-2m",
-    ];
+    let kinds: Vec<&str> = SchedulerKind::value_variants()
+        .iter()
+        .filter(|kind| !kind.has_own_range())
+        .map(|kind| kind.name())
+        .collect();
     for command in COMMANDS {
         let folder = Folder::new();
-        for kind in kinds {
+        for kind in &kinds {
             let name = format!("{kind}.png");
             // PNDM of an unconditional model needs 4 steps or more.
             works(

@@ -3,7 +3,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::ValueEnum;
 use diffuse::engine::{
     noise::Noise,
-    schedulers::{Request, SchedulerConfig, SchedulerKind, Source},
+    schedulers::{Request, Scheduler, SchedulerConfig, SchedulerKind, Source},
 };
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -20,8 +20,11 @@ fn sd() -> Value {
     json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": false, "skip_prk_steps": true})
 }
 
-fn randomly(kind: SchedulerKind) -> bool {
-    matches!(kind, SchedulerKind::Ddpm | SchedulerKind::EulerAncestral)
+/// (alpha, sigma) of `alpha x0 + sigma eps`, what the model sees at call `i`.
+fn level(scheduler: &dyn Scheduler, i: usize) -> (f64, f64) {
+    let sigma = scheduler.sigma(i);
+    let alpha = 1.0 / (sigma * sigma + 1.0).sqrt();
+    (alpha, sigma * alpha)
 }
 
 proptest! {
@@ -31,43 +34,58 @@ proptest! {
     fn timesteps_never_rise_and_stay_in_the_training_range(kind in kinds(), steps in 1usize..200, spacing in 0usize..3) {
         let mut config = file(sd());
         config.insert("timestep_spacing".into(), ["leading", "trailing", "linspace"][spacing].into());
+        prop_assume!(!kind.has_own_range());
         if let Ok(scheduler) = SchedulerConfig::new(kind, config).build(&Request::new(steps)) {
             let t = scheduler.timesteps();
+            // An ancestral step's middle is the next level itself, as far as f32 tables can tell.
+            let slack = if kind == SchedulerKind::Kdpm2Ancestral { 0.02 } else { 0.0 };
             prop_assert!(t.iter().all(|t| (0.0..1000.0).contains(t)));
-            prop_assert!(t.windows(2).all(|pair| pair[0] >= pair[1]));
+            prop_assert!(t.windows(2).all(|pair| pair[0] + slack >= pair[1]));
             prop_assert!((steps..=2 * steps + 1).contains(&t.len()));
         }
     }
 
     #[test]
-    fn an_exact_denoiser_gives_x0_back(kind in kinds(), steps in 1usize..40, value in -0.9f64..0.9) {
-        prop_assume!(!randomly(kind));
-        // With prediction_type sample the exact network answers x0 itself; PNDM has none, so eps is worked out from x and t.
+    fn an_exact_denoiser_gives_x0_back(kind in kinds(), steps in 4usize..40, value in -0.9f64..0.9) {
+        prop_assume!(!kind.is_random() && !kind.has_own_range());
         let mut config = file(sd());
-        let pndm = kind == SchedulerKind::Pndm;
-        config.insert("prediction_type".into(), if pndm { "epsilon" } else { "sample" }.into());
         config.insert("set_alpha_to_one".into(), true.into());
         let mut scheduler = SchedulerConfig::new(kind, config).build(&Request::new(steps)).unwrap();
         let x0 = Tensor::full(value, (1, 1, 4, 4), &Device::Cpu).unwrap();
-        let eps = Tensor::arange(0f64, 16.0, &Device::Cpu).unwrap().reshape((1, 1, 4, 4)).unwrap();
-        let (eps, mut noise) = ((eps * 0.1).unwrap(), Noise::new(0, 1));
-        let mut x = if pndm {
-            let bar = alpha_bar(scheduler.timesteps()[0] as usize);
-            ((&x0 * bar.sqrt()).unwrap() + (&eps * (1.0 - bar).sqrt()).unwrap()).unwrap()
-        } else {
-            (&eps * scheduler.init_noise_sigma()).unwrap()
-        };
+        let eps = (Tensor::arange(0f64, 16.0, &Device::Cpu).unwrap().reshape((1, 1, 4, 4)).unwrap() * 0.1).unwrap();
+        // The sample whose scaled form is on the path, whatever the scale.
+        let (alpha, sigma) = level(&*scheduler, 0);
+        let seen = ((&x0 * alpha).unwrap() + (&eps * sigma).unwrap()).unwrap();
+        let scale = scheduler.scale_input(0, &x0.ones_like().unwrap()).unwrap();
+        let (mut x, mut noise) = ((seen / scale).unwrap(), Noise::new(0, 1));
         for i in 0..scheduler.timesteps().len() {
-            let output = if pndm { &eps } else { &x0 };
-            x = scheduler.step(i, &x, output, &mut noise).unwrap();
+            let (alpha, sigma) = level(&*scheduler, i);
+            let seen = scheduler.scale_input(i, &x).unwrap();
+            let exact = ((seen - (&x0 * alpha).unwrap()).unwrap() / sigma).unwrap();
+            x = scheduler.step(i, &x, &exact, &mut noise).unwrap();
         }
         let off = (x - x0).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-        prop_assert!(off < 1e-5, "{} {steps} steps: off by {off}", kind.name());
+        // These two end at the first training step's sigma, 0.03, and not at 0.
+        let above_zero = matches!(kind, SchedulerKind::Deis | SchedulerKind::Tcd);
+        prop_assert!(off < if above_zero { 0.05 } else { 1e-5 }, "{} {steps} steps: off by {off}", kind.name());
+    }
+
+    #[test]
+    fn the_sigma_of_a_call_is_that_of_its_timestep(kind in kinds(), steps in 4usize..50) {
+        prop_assume!(!kind.has_own_range());
+        let scheduler = SchedulerConfig::new(kind, file(sd())).build(&Request::new(steps)).unwrap();
+        for (i, t) in scheduler.timesteps().iter().enumerate() {
+            let sigma = |t: f64| { let bar = alpha_bar(t as usize); ((1.0 - bar) / bar).sqrt() };
+            // A timestep between two lies between their sigmas; f32 tables are off by parts in ten thousand at 0.
+            let (low, high) = (sigma(t.floor()) * (1.0 - 1e-3), sigma(t.ceil()) * (1.0 + 1e-3));
+            let ours = scheduler.sigma(i);
+            prop_assert!((low..=high).contains(&ours), "{}: {ours} at {t}", kind.name());
+        }
     }
 
     #[test]
     fn a_run_is_linear_in_the_start_and_the_outputs(kind in kinds(), steps in 1usize..12, a in -2.0f64..2.0, b in -2.0f64..2.0) {
-        prop_assume!(!randomly(kind));
+        prop_assume!(!kind.is_random());
         let run = |scale: f64, shift: f64| {
             let mut scheduler = SchedulerConfig::new(kind, file(sd())).build(&Request::new(steps)).unwrap();
             let ramp = Tensor::arange(0f64, 16.0, &Device::Cpu).unwrap().reshape((1, 1, 4, 4)).unwrap();
@@ -127,8 +145,15 @@ fn alpha_bar(t: usize) -> f64 {
 
 #[test]
 fn every_class_has_a_name_of_its_own_and_is_found_by_it() {
+    let mut names = std::collections::HashSet::new();
     for kind in SchedulerKind::value_variants() {
-        assert_eq!(SchedulerKind::of_class(kind.class()).unwrap(), *kind);
+        assert!(names.insert(kind.name()), "{}", kind.name());
+        // The SDE is a second name of its class, with a key set.
+        let found = match kind {
+            SchedulerKind::Dpmpp2mSde => SchedulerKind::Dpmpp2m,
+            kind => *kind,
+        };
+        assert_eq!(SchedulerKind::of_class(kind.class()).unwrap(), found);
     }
     let error = SchedulerKind::of_class("FlowMatchEulerDiscreteScheduler")
         .unwrap_err()
@@ -263,4 +288,171 @@ fn options_are_typed_by_their_key_and_unknown_ones_list_the_known() {
             .is_err()
     );
     assert!(config.with_option("use_karras_sigmas").is_err());
+}
+
+#[test]
+fn lists_and_eta_are_refused_by_samplers_that_do_not_take_them() {
+    let (timesteps, sigmas) = (Some(vec![999.0, 500.0]), Some(vec![9.0, 1.0, 0.0]));
+    let with_timesteps = |list: &[f64]| Request {
+        timesteps: Some(list.to_vec()),
+        ..Request::new(list.len())
+    };
+    let cases = [
+        (
+            SchedulerKind::Ddim,
+            Request {
+                timesteps,
+                ..Request::new(2)
+            },
+            "ddim takes no list of timesteps; those that do: ddpm, euler, heun",
+        ),
+        (
+            SchedulerKind::Heun,
+            Request {
+                sigmas,
+                ..Request::new(2)
+            },
+            "heun takes no list of sigmas; those that do: euler",
+        ),
+        (
+            SchedulerKind::Euler,
+            Request {
+                eta: Some(0.0),
+                ..Request::new(2)
+            },
+            "euler takes no eta; those that do: ddim, tcd",
+        ),
+        (
+            SchedulerKind::Ddim,
+            Request {
+                eta: Some(1.5),
+                ..Request::new(2)
+            },
+            "eta 1.5 is not between 0 and 1",
+        ),
+        (
+            SchedulerKind::Euler,
+            with_timesteps(&[10.0, 20.0]),
+            "10 comes before 20; they must descend",
+        ),
+        (
+            SchedulerKind::Euler,
+            with_timesteps(&[1000.0, 20.0]),
+            "1000 is not a whole number from 0 to 999",
+        ),
+        (
+            SchedulerKind::Euler,
+            with_timesteps(&[99.5]),
+            "99.5 is not a whole number",
+        ),
+        (
+            SchedulerKind::Euler,
+            Request {
+                sigmas: Some(vec![3.0, -1.0]),
+                ..Request::new(1)
+            },
+            "each is 0 or more",
+        ),
+        (
+            SchedulerKind::Lcm,
+            Request::new(51),
+            "original_inference_steps = 50",
+        ),
+    ];
+    for (kind, request, words) in cases {
+        let built = SchedulerConfig::new(kind, file(sd())).build(&request);
+        let error = built.err().map(|e| format!("{e:#}")).unwrap();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_report_tells_every_call_and_every_key_of_every_scheduler() {
+    for kind in SchedulerKind::value_variants() {
+        let config = SchedulerConfig::new(*kind, file(sd()));
+        let request = Request::new(6);
+        let report = config.report(&request).unwrap();
+        let scheduler = config.build(&request).unwrap();
+        let timesteps: Vec<f64> = report.calls.iter().map(|call| call.timestep).collect();
+        assert_eq!(timesteps, scheduler.timesteps());
+        for key in kind.keys() {
+            assert!(report.keys.iter().any(|(name, ..)| name == key.0));
+        }
+        let json = report.json();
+        assert_eq!(json["class"], kind.class());
+        assert_eq!(json["unet_calls"], timesteps.len());
+        assert_eq!(json["calls"].as_array().unwrap().len(), timesteps.len());
+    }
+}
+
+#[test]
+fn a_report_says_where_each_value_came_from() {
+    let json = json!({"_class_name": "PNDMScheduler", "beta_end": 0.012, "skip_prk_steps": true, "solver_type": "bh2"});
+    let config = SchedulerConfig::from_json(file(json))
+        .unwrap()
+        .with_pipeline_override()
+        .swap(SchedulerKind::Dpmpp2s)
+        .with_option("solver_order=2")
+        .unwrap();
+    let report = config.report(&Request::new(5)).unwrap();
+    let source = |key: &str| {
+        let found = report.keys.iter().find(|(name, ..)| name == key);
+        found
+            .map(|(_, value, source)| (value.clone(), *source))
+            .unwrap()
+    };
+    assert_eq!(source("beta_end"), (json!(0.012), Source::File));
+    assert_eq!(source("beta_start"), (json!(0.0001), Source::Default));
+    assert_eq!(source("skip_prk_steps"), (json!(true), Source::Ignored));
+    assert_eq!(source("solver_order"), (json!(2), Source::Flag));
+    // Singlestep sets this itself, and reads UniPC's word as its own.
+    assert_eq!(source("lower_order_final"), (json!(true), Source::Class));
+    assert_eq!(source("solver_type"), (json!("midpoint"), Source::Class));
+    assert_eq!(report.calls.len(), 5);
+}
+
+#[test]
+fn zero_terminal_snr_is_reported_as_an_infinite_sigma() {
+    let config = json!({"rescale_betas_zero_snr": true, "prediction_type": "v_prediction", "timestep_spacing": "trailing"});
+    let report = SchedulerConfig::new(SchedulerKind::Ddim, file(config))
+        .report(&Request::new(4))
+        .unwrap();
+    assert_eq!(report.calls[0].sigma, f64::INFINITY);
+    assert_eq!(
+        (report.calls[0].alpha_bar(), report.calls[0].snr()),
+        (0.0, 0.0)
+    );
+    assert_eq!(report.json()["calls"][0]["sigma"], "Infinity");
+}
+
+#[test]
+fn the_name_of_the_sde_sets_its_key_and_a_swap_away_takes_it_back() {
+    let config = SchedulerConfig::new(SchedulerKind::Dpmpp2m, file(sd()));
+    let sde = config.swap(SchedulerKind::Dpmpp2mSde);
+    let set = (json!("sde-dpmsolver++"), Source::Flag);
+    assert_eq!(value(&sde, "algorithm_type"), set);
+    let back = (json!("dpmsolver++"), Source::Default);
+    assert_eq!(
+        value(&sde.swap(SchedulerKind::Dpmpp2m), "algorithm_type"),
+        back
+    );
+}
+
+#[test]
+fn the_brownian_motion_of_dpm_sde_is_the_seeds_or_the_files() {
+    let run = |config: Value, seed: u64| {
+        let mut config = file(config);
+        config.extend(file(sd()));
+        let built = SchedulerConfig::new(SchedulerKind::DpmSde, config).build(&Request::new(5));
+        let (mut scheduler, mut noise) = (built.unwrap(), Noise::new(seed, 1));
+        let mut x = Tensor::ones((1, 1, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+        for i in 0..scheduler.timesteps().len() {
+            x = scheduler.step(i, &x, &x.clone(), &mut noise).unwrap();
+        }
+        x.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    assert_eq!(run(json!({}), 1), run(json!({}), 1));
+    assert_ne!(run(json!({}), 1), run(json!({}), 2));
+    let own = json!({"noise_sampler_seed": 3});
+    assert_eq!(run(own.clone(), 1), run(own, 2));
 }

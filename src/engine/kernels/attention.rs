@@ -1,19 +1,24 @@
 //! softmax(Q K^T * scale) V without the matrix of scores.
 //!
-//! Tokens as the linear layers leave them: q (b, lq, heads * d), k and v (b, lk, heads * d), y like q; a head's numbers are
-//! d neighbours in each token and nothing is transposed. Keys and values are packed once into panels; then
-//! each task takes a block of queries of one head through the keys, a block at a time, keeping for every query the
-//! largest score so far, the sum of the exponentials and the weighted values (Milakov & Gimelshein 2018; Dao 2022).
-//! The blocks of keys are the same whatever the threads and the batch, and so are the sums.
-use super::gemm::tile;
+//! Tokens as the linear layers leave them: q (b, lq, heads * d), k and v (b, lk, heads * d), y like q. A vector's lanes are
+//! queries: scores are computed as K Q^T, (keys, queries), and the result as V^T P, (d, queries), so that a head of 40
+//! numbers leaves no lane idle and the softmax runs down the columns. A task takes some queries of one head through
+//! the keys, a block at a time, keeping for every query the largest score so far, the sum of the exponentials and the
+//! weighted values (Milakov & Gimelshein 2018; Dao 2022). The blocks of keys are the same whatever the threads and the
+//! batch, and so are the sums.
+//!
+//! Measured (Zen 4, AVX-512, 2 threads) against lanes over keys and over the head's numbers: see `benches/kernels.rs`.
+use super::gemm::{MOST_ROWS, tile};
 use super::scratch::{Scratch, Shared};
-use super::simd::{Isa, Simd, exp_below, kernel};
+use super::simd::{Isa, Simd, exp2, kernel};
 use rayon::prelude::*;
 
-/// Queries of a task: a multiple of every instruction set's tile rows.
-const QUERIES: usize = 48;
-/// Keys of a block: 48 x 256 scores are 48 kB.
+/// Panels of queries, two vectors wide, that a task takes through the keys together.
+const PANELS: usize = 3;
+/// Keys of a block: their scores with a panel, at most 16 kB, stay in the first-level cache.
 const KEYS: usize = 256;
+/// Numbers of a cache line; divides KEYS.
+const LINE: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -65,10 +70,9 @@ pub(super) fn attention_for(
         return;
     }
     let width = 2 * isa.lanes();
-    let value_width = value_vectors(isa.lanes(), d) * isa.lanes();
-    let padded = d.next_multiple_of(value_width);
-    let k_len = lk.next_multiple_of(width) * d;
-    let v_len = padded * lk;
+    let blocks = lk.div_ceil(KEYS);
+    // keys `[key][d]`, then values `[block][d][key]`
+    let (k_len, v_len) = (lk * d, blocks * KEYS * d);
     let mut packed = Scratch::take(b * heads * (k_len + v_len));
     packed
         .par_chunks_mut(k_len + v_len)
@@ -76,84 +80,61 @@ pub(super) fn attention_for(
         .for_each(|(head, to)| {
             let from = head / heads * lk * heads * d + head % heads * d;
             let (keys, values) = to.split_at_mut(k_len);
-            pack_keys(&k[from..], heads * d, lk, d, width, keys);
-            pack_values(&v[from..], heads * d, lk, d, value_width, values);
+            for (key, to) in keys.chunks_mut(d).enumerate() {
+                to.copy_from_slice(&k[from + key * heads * d..][..d]);
+            }
+            // a cache line of each number's row at a time
+            for first in (0..lk).step_by(LINE) {
+                let to = &mut values[first / KEYS * KEYS * d + first % KEYS..];
+                let there = LINE.min(lk - first);
+                for i in 0..d {
+                    for j in 0..there {
+                        to[i * KEYS + j] = v[from + (first + j) * heads * d + i];
+                    }
+                }
+            }
         });
-    let blocks = lq.div_ceil(QUERIES);
+    let queries_of_task = PANELS * width;
+    let tasks = lq.div_ceil(queries_of_task);
     let out = Shared::new(y);
-    (0..b * heads * blocks)
+    (0..b * heads * tasks)
         .into_par_iter()
         .with_max_len(1)
         .for_each(|task| {
-            let (head, block) = (task / blocks, task % blocks);
-            let first = block * QUERIES;
+            let (head, first) = (task / tasks, task % tasks * queries_of_task);
             let from = (head / heads * lq + first) * heads * d + head % heads * d;
-            let mut scratch = Scratch::take(QUERIES * (d + KEYS + padded + 2));
+            let mut scratch =
+                Scratch::take(width * (PANELS * (2 * d + MOST_ROWS + 2) + KEYS + MOST_ROWS));
             let packed = &packed[head * (k_len + v_len)..][..k_len + v_len];
             let job = Job {
                 shape,
                 scale,
                 first,
-                rows: QUERIES.min(lq - first),
+                rows: queries_of_task.min(lq - first),
             };
-            // SAFETY: q[from..] holds the block's rows at a stride of heads * d, y alike, and this task alone writes those
-            // rows of this head; packed and scratch have the lengths computed above.
+            // SAFETY: q[from..] holds the task's rows at a stride of heads * d, y alike, and this task alone writes those rows of this
+            // head; packed and scratch have the lengths computed above.
             unsafe {
                 let keys = packed.as_ptr();
                 let y = out.pointer().add(from);
+                let scratch = scratch.as_mut_ptr();
                 queries(
                     isa,
                     &job,
                     q[from..].as_ptr(),
                     keys,
                     keys.add(k_len),
-                    scratch.as_mut_ptr(),
+                    scratch,
                     y,
                 )
             };
         });
 }
 
-/// Vectors of a panel of values: such that a head of 40, 80 or 24 numbers leaves no lanes idle.
-fn value_vectors(lanes: usize, d: usize) -> usize {
-    let vectors = d.div_ceil(lanes);
-    [2, 5, 3]
-        .into_iter()
-        .find(|c| vectors.is_multiple_of(*c))
-        .unwrap_or(2)
-}
-
-/// `[key / width][d][width]`, zeros after the last key.
-fn pack_keys(k: &[f32], stride: usize, lk: usize, d: usize, width: usize, to: &mut [f32]) {
-    for (panel, to) in to.chunks_mut(d * width).enumerate() {
-        let keys = width.min(lk - panel * width);
-        if keys < width {
-            to.fill(0.0);
-        }
-        for j in 0..keys {
-            let key = &k[(panel * width + j) * stride..][..d];
-            for (i, x) in key.iter().enumerate() {
-                to[i * width + j] = *x;
-            }
-        }
-    }
-}
-
-/// `[d / width][key][width]`, zeros after the last number of a head.
-fn pack_values(v: &[f32], stride: usize, lk: usize, d: usize, width: usize, to: &mut [f32]) {
-    for (panel, to) in to.chunks_mut(lk * width).enumerate() {
-        let len = width.min(d - panel * width);
-        for (key, to) in to.chunks_mut(width).enumerate() {
-            to[..len].copy_from_slice(&v[key * stride + panel * width..][..len]);
-            to[len..].fill(0.0);
-        }
-    }
-}
-
 struct Job {
     shape: AttentionShape,
     scale: f32,
-    /// The block's first query and the number of its queries.
+    /// The task's first query and the number of its queries.
     first: usize,
     rows: usize,
 }
@@ -162,198 +143,171 @@ kernel! {
     fn queries[S](job: &Job, q: *const f32, keys: *const f32, values: *const f32, scratch: *mut f32, y: *mut f32) {
         let AttentionShape { heads, lq, lk, d, causal, .. } = job.shape;
         let width = 2 * S::LANES;
-        let value_width = value_vectors(S::LANES, d) * S::LANES;
-        let padded = d.next_multiple_of(value_width);
-        let scaled = scratch;
-        let scores = scaled.add(QUERIES * d);
-        let sums = scores.add(QUERIES * KEYS);
-        let largest = sums.add(QUERIES * padded);
-        let total = largest.add(QUERIES);
-        for i in 0..QUERIES {
-            // rows beyond the last query repeat it; they are computed and not written
-            let row = q.add(i.min(job.rows - 1) * heads * d);
-            for p in 0..d {
-                *scaled.add(i * d + p) = *row.add(p) * job.scale;
-            }
-            *largest.add(i) = f32::NEG_INFINITY;
-            *total.add(i) = 0.0;
-        }
-        for i in 0..QUERIES * padded {
-            *sums.add(i) = 0.0;
-        }
-        // the last key that the last query of the block sees
-        let seen = if causal { (job.first + job.rows + lk).saturating_sub(lq).min(lk) } else { lk };
-        let mut key = 0;
-        while key < seen {
-            let len = KEYS.min(lk - key);
-            let panels = len.div_ceil(width);
-            score_products::<S>(job.rows, scaled, d, keys.add(key * d), panels, scores);
-            for i in 0..job.rows {
-                let visible = if causal {
-                    (job.first + i + 1 + lk).saturating_sub(lq + key).min(len)
-                } else {
-                    len
-                };
-                let (row, sums) = (scores.add(i * KEYS), sums.add(i * padded));
-                soften::<S>(row, len, visible, largest.add(i), total.add(i), sums, padded);
-            }
-            // the tile's rows make up for its vectors, so that the sums fill the registers in every form
-            let values = values.add(key * value_width);
-            let (a, panels, stride) = (scores.cast_const(), padded / value_width, lk * value_width);
-            let into = Into { to: sums, stride: padded, add: true };
-            match value_width / S::LANES {
-                5 => products::<S, 2, 5>(job.rows, a, KEYS, len, values, panels, stride, into),
-                3 => products::<S, 4, 3>(job.rows, a, KEYS, len, values, panels, stride, into),
-                _ if S::TILE_ROWS == 12 => products::<S, 12, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
-                _ => products::<S, 6, 2>(job.rows, a, KEYS, len, values, panels, stride, into),
-            }
-            key += KEYS;
-        }
-        for i in 0..job.rows {
-            let inverse = S::splat(1.0 / *total.add(i));
-            let row = y.add(i * heads * d);
-            let mut p = 0;
-            while p < d {
-                S::store_up_to(row.add(p), S::mul(S::load(sums.add(i * padded + p)), inverse), d - p);
-                p += S::LANES;
-            }
-        }
-    }
-}
-
-/// Turns a row of scores into weights exp(score - largest), keys from `visible` on into 0, and brings what
-/// was summed before to the new largest score.
-#[inline(always)]
-unsafe fn soften<S: Simd>(
-    row: *mut f32,
-    len: usize,
-    visible: usize,
-    largest: *mut f32,
-    total: *mut f32,
-    sums: *mut f32,
-    padded: usize,
-) {
-    // whole vectors; the scores of hidden keys, and of those that fill up the last panel, become nothing
-    let end = visible.next_multiple_of(S::LANES);
-    for j in visible..end {
-        *row.add(j) = f32::NEG_INFINITY;
-    }
-    for j in end..len {
-        *row.add(j) = 0.0;
-    }
-    if visible == 0 {
-        return;
-    }
-    let mut top = [S::splat(f32::NEG_INFINITY); 2];
-    let mut j = 0;
-    while j + 2 * S::LANES <= end {
-        top[0] = S::max(top[0], S::load(row.add(j)));
-        top[1] = S::max(top[1], S::load(row.add(j + S::LANES)));
-        j += 2 * S::LANES;
-    }
-    if j < end {
-        top[0] = S::max(top[0], S::load(row.add(j)));
-    }
-    let before = *largest;
-    let now = before.max(S::reduce_max(S::max(top[0], top[1])));
-    let center = S::splat(now);
-    let mut sum = [S::splat(0.0); 2];
-    j = 0;
-    while j + 2 * S::LANES <= end {
-        for half in 0..2 {
-            let at = row.add(j + half * S::LANES);
-            // a hidden key's e^-87 vanishes beside the largest's 1
-            let p = exp_below::<S>(S::sub(S::load(at), center));
-            S::store(at, p);
-            sum[half] = S::add(sum[half], p);
-        }
-        j += 2 * S::LANES;
-    }
-    if j < end {
-        let p = exp_below::<S>(S::sub(S::load(row.add(j)), center));
-        S::store(row.add(j), p);
-        sum[0] = S::add(sum[0], p);
-    }
-    if now > before {
-        let factor = (before - now).exp();
-        *largest = now;
-        *total *= factor;
-        let factor = S::splat(factor);
-        let mut p = 0;
-        while p < padded {
-            S::store(sums.add(p), S::mul(S::load(sums.add(p)), factor));
-            p += S::LANES;
-        }
-    }
-    *total += S::reduce_add(S::add(sum[0], sum[1]));
-}
-
-/// Where products go: a matrix's place and stride, and whether they are added to what is there.
-#[derive(Clone, Copy)]
-struct Into {
-    to: *mut f32,
-    stride: usize,
-    add: bool,
-}
-
-/// scores (rows, KEYS) = scaled queries (rows, d) times panels of keys.
-#[inline(always)]
-unsafe fn score_products<S: Simd>(
-    rows: usize,
-    q: *const f32,
-    d: usize,
-    keys: *const f32,
-    panels: usize,
-    scores: *mut f32,
-) {
-    let into = Into {
-        to: scores,
-        stride: KEYS,
-        add: false,
-    };
-    let stride = d * 2 * S::LANES;
-    if S::TILE_ROWS == 12 {
-        products::<S, 12, 2>(rows, q, d, d, keys, panels, stride, into);
-    } else {
-        products::<S, 6, 2>(rows, q, d, d, keys, panels, stride, into);
-    }
-}
-
-/// a (rows, k) times packed panels of C vectors, R rows at a time; the buffers have QUERIES rows, a multiple of R.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // two matrices and their strides
-unsafe fn products<S: Simd, const R: usize, const C: usize>(
-    rows: usize,
-    a: *const f32,
-    stride: usize,
-    k: usize,
-    w: *const f32,
-    panels: usize,
-    panel_stride: usize,
-    into: Into,
-) {
-    for panel in 0..panels {
-        let w = w.add(panel * panel_stride);
-        for i in (0..rows).step_by(R) {
-            let to = into.to.add(i * into.stride + panel * C * S::LANES);
-            let a = a.add(i * stride);
-            let mut tile_rows = [a; R];
-            for r in 0..R {
-                tile_rows[r] = a.add(r * stride);
-            }
-            let mut acc = [[S::splat(0.0); C]; R];
-            tile::<S, R, C>(tile_rows, k, w, &mut acc);
-            for r in 0..R {
-                for j in 0..C {
-                    let at = to.add(r * into.stride + j * S::LANES);
-                    let v = if into.add {
-                        S::add(acc[r][j], S::load(at))
-                    } else {
-                        acc[r][j]
-                    };
-                    S::store(at, v);
+        let panels = job.rows.div_ceil(width);
+        // for each panel [d][width]: the queries, and the sums, with room for a tile that runs past them, as the scores have
+        let (scaled, stride) = (scratch, (d + MOST_ROWS) * width);
+        let sums = scaled.add(PANELS * d * width);
+        let scores = sums.add(PANELS * stride);
+        let largest = scores.add((KEYS + MOST_ROWS) * width);
+        let totals = largest.add(PANELS * width);
+        // powers of two: log2 e goes into the scale
+        let scale = job.scale * std::f32::consts::LOG2_E;
+        for panel in 0..panels {
+            for lane in 0..width {
+                // lanes beyond the last query repeat it; they are computed and not written
+                let row = q.add((panel * width + lane).min(job.rows - 1) * heads * d);
+                let to = scaled.add(panel * d * width + lane);
+                for p in 0..d {
+                    *to.add(p * width) = *row.add(p) * scale;
                 }
             }
+        }
+        for i in 0..panels * width {
+            // finite, so that a block of hidden scores gives no infinity minus infinity
+            *largest.add(i) = -1e30;
+            *totals.add(i) = 0.0;
+        }
+        for i in 0..panels * stride {
+            *sums.add(i) = 0.0;
+        }
+        // the last key that the last query of the task sees
+        let seen = if causal { (job.first + job.rows + lk).saturating_sub(lq).min(lk) } else { lk };
+        for key in (0..seen).step_by(KEYS) {
+            let len = KEYS.min(seen - key);
+            for panel in 0..panels {
+                let scaled = scaled.add(panel * d * width);
+                products::<S>(keys.add(key * d), d, len, d, scaled, scores, None);
+                if causal {
+                    for i in 0..width {
+                        // key <= query + lk - lq
+                        let query = job.first + panel * width + i;
+                        for j in (query + lk + 1).saturating_sub(lq + key)..len {
+                            *scores.add(j * width + i) = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+                let factors = soften::<S>(scores, len, largest.add(panel * width), totals.add(panel * width));
+                products::<S>(values.add(key * d), KEYS, d, len, scores, sums.add(panel * stride), Some(factors));
+            }
+        }
+        for i in 0..job.rows {
+            let inverse = 1.0 / *totals.add(i);
+            let row = y.add(i * heads * d);
+            let from = sums.add(i / width * stride + i % width);
+            for p in 0..d {
+                *row.add(p) = *from.add(p * width) * inverse;
+            }
+        }
+    }
+}
+
+/// Turns scores (len, width) into weights 2^(score - largest). Gives the factors that bring what was summed before to the new largest.
+#[inline(always)]
+unsafe fn soften<S: Simd>(
+    scores: *mut f32,
+    len: usize,
+    largest: *mut f32,
+    totals: *mut f32,
+) -> [S::V; 2] {
+    let mut factors = [S::splat(0.0); 2];
+    for half in 0..2 {
+        let (column, lanes) = (scores.add(half * S::LANES), half * S::LANES);
+        let at = |j: usize| column.add(j * 2 * S::LANES);
+        let before = S::load(largest.add(lanes));
+        // two chains hide the latency
+        let mut top = [before; 2];
+        for j in 0..len / 2 {
+            top[0] = S::max(top[0], S::load(at(2 * j)));
+            top[1] = S::max(top[1], S::load(at(2 * j + 1)));
+        }
+        if len % 2 == 1 {
+            top[0] = S::max(top[0], S::load(at(len - 1)));
+        }
+        let now = S::max(top[0], top[1]);
+        factors[half] = exp2::<S>(S::sub(before, now));
+        let mut sum = [
+            S::mul(S::load(totals.add(lanes)), factors[half]),
+            S::splat(0.0),
+        ];
+        // a hidden score's 2^-126 vanishes beside the largest's 1
+        for j in 0..len / 2 {
+            for chain in 0..2 {
+                let p = exp2::<S>(S::sub(S::load(at(2 * j + chain)), now));
+                S::store(at(2 * j + chain), p);
+                sum[chain] = S::add(sum[chain], p);
+            }
+        }
+        if len % 2 == 1 {
+            let p = exp2::<S>(S::sub(S::load(at(len - 1)), now));
+            S::store(at(len - 1), p);
+            sum[0] = S::add(sum[0], p);
+        }
+        S::store(largest.add(lanes), now);
+        S::store(totals.add(lanes), S::add(sum[0], sum[1]));
+    }
+    factors
+}
+
+/// a (count, len), rows `stride` apart, times a panel w (len, two vectors), to `to` (count, two vectors): instead of what is there, or added to
+/// it times the factors.
+///
+/// # Safety
+/// `to` has room for MOST_ROWS more rows, and as for [`Simd`].
+#[inline(always)]
+unsafe fn products<S: Simd>(
+    a: *const f32,
+    stride: usize,
+    count: usize,
+    len: usize,
+    w: *const f32,
+    to: *mut f32,
+    factors: Option<[S::V; 2]>,
+) {
+    let mut i = 0;
+    while i < count {
+        let left = count - i;
+        let (a, to) = (a.add(i * stride), to.add(i * 2 * S::LANES));
+        if S::TILE_ROWS == 12 && left >= 9 {
+            product::<S, 12>(a, stride, left, len, w, to, factors);
+            i += 12;
+        } else if left >= 5 {
+            product::<S, 6>(a, stride, left, len, w, to, factors);
+            i += 6;
+        } else if left >= 3 {
+            product::<S, 4>(a, stride, left, len, w, to, factors);
+            i += 4;
+        } else {
+            product::<S, 2>(a, stride, left, len, w, to, factors);
+            i += 2;
+        }
+    }
+}
+
+/// R rows of [`products`], of which `left` are there; the others repeat the last and land in the room behind.
+#[inline(always)]
+unsafe fn product<S: Simd, const R: usize>(
+    a: *const f32,
+    stride: usize,
+    left: usize,
+    len: usize,
+    w: *const f32,
+    to: *mut f32,
+    factors: Option<[S::V; 2]>,
+) {
+    let mut rows = [a; R];
+    for r in 0..R {
+        rows[r] = a.add(r.min(left - 1) * stride);
+    }
+    let mut acc = [[S::splat(0.0); 2]; R];
+    tile::<S, R, 2>(rows, len, w, &mut acc);
+    for r in 0..R {
+        for j in 0..2 {
+            let at = to.add((r * 2 + j) * S::LANES);
+            let v = match factors {
+                Some(factors) => S::fma(S::load(at), factors[j], acc[r][j]),
+                None => acc[r][j],
+            };
+            S::store(at, v);
         }
     }
 }

@@ -18,7 +18,7 @@ const K_BLOCK: usize = 320;
 /// From one copied row to the next: an odd number of cache lines.
 const LINE: usize = K_BLOCK + 16;
 /// The most rows of a tile of any instruction set.
-const MOST_ROWS: usize = 12;
+pub(super) const MOST_ROWS: usize = 12;
 /// Rows of a task. Divisible by the tile rows of every instruction set.
 const M_BLOCK: usize = 96;
 /// Columns of a task, so that its part of y stays in the second-level cache.

@@ -449,16 +449,7 @@ pub(crate) use kernel;
 /// As for [`Simd`].
 #[inline(always)]
 pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
-    exp_below::<S>(S::min(x, S::splat(88.0)))
-}
-
-/// [`exp`] of numbers known to be at most 88.
-///
-/// # Safety
-/// As for [`Simd`].
-#[inline(always)]
-pub unsafe fn exp_below<S: Simd>(x: S::V) -> S::V {
-    let x = S::max(x, S::splat(-87.0));
+    let x = S::max(S::min(x, S::splat(88.0)), S::splat(-87.0));
     let n = S::round(S::mul(x, S::splat(std::f32::consts::LOG2_E)));
     // ln 2 in two parts, the first with few bits so that n times it is exact
     let r = S::fma(n, S::splat(-355.0 / 512.0), x);
@@ -475,4 +466,29 @@ pub unsafe fn exp_below<S: Simd>(x: S::V) -> S::V {
     }
     let y = S::add(S::fma(S::mul(r, r), p, r), S::splat(1.0));
     S::scale_by_power(y, n)
+}
+
+/// 2^x within about one unit in the last place, for x up to 127; x below -126 counts as -126 (results stay normal numbers).
+///
+/// x = n + r, |r| <= 1/2; 2^r = 1 + r p(r) by a polynomial of degree 6 (coefficients of Cephes' exp2f).
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+pub unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
+    let x = S::max(x, S::splat(-126.0));
+    let n = S::round(x);
+    let r = S::sub(x, n);
+    let mut p = S::splat(1.535_336_2e-4);
+    for c in [
+        1.339_887_4e-3,
+        9.618_437e-3,
+        5.550_332_5e-2,
+        2.402_264_8e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ] {
+        p = S::fma(p, r, S::splat(c));
+    }
+    S::scale_by_power(p, n)
 }

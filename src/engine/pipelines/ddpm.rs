@@ -1,6 +1,6 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
 use super::{Job, Pipeline, Plan, Sampling, System, Watch};
-use super::{choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
@@ -23,15 +23,7 @@ pub struct DdpmSystem {
 
 impl DdpmSystem {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
-        if checkpoint
-            .pipeline_class()
-            .is_some_and(|class| class.starts_with("StableDiffusion"))
-        {
-            bail!(
-                "this checkpoint draws from a text ({}); type: diffuse txt2img PROMPT --model ...",
-                checkpoint.pipeline_class().unwrap_or_default()
-            );
-        }
+        check_pipeline(checkpoint)?;
         let unet = checkpoint
             .config::<UNetFile>("unet")?
             .unconditional()
@@ -53,13 +45,7 @@ impl DdpmSystem {
             unet.in_channels
         );
 
-        let scheduler = scheduler_config(checkpoint)?;
-        // DDIMPipeline and PNDMPipeline rebuild whatever scheduler they are given as their own.
-        let scheduler = match checkpoint.pipeline_class() {
-            Some("DDIMPipeline") => scheduler.swap(SchedulerKind::Ddim),
-            Some("PNDMPipeline") => scheduler.swap(SchedulerKind::Pndm),
-            _ => scheduler,
-        };
+        let scheduler = scheduler(checkpoint)?;
         Ok(Self {
             unet,
             scheduler,
@@ -73,6 +59,7 @@ impl System for DdpmSystem {
 
     fn plan(&self, sampling: &Sampling) -> Result<Plan> {
         let (scheduler, request, calls) = choose_scheduler(self.scheduler.clone(), sampling)?;
+        check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
         let plan = Plan {
             scheduler,
             request,
@@ -108,6 +95,27 @@ impl System for DdpmSystem {
             runtime: runtime.clone(),
         }))
     }
+}
+
+fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
+    match checkpoint.pipeline_class() {
+        Some(class) if class.starts_with("StableDiffusion") => bail!(
+            "this checkpoint draws from a text ({class}); type: diffuse txt2img PROMPT --model ..."
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The checkpoint's scheduler, as its pipeline is built with it.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    check_pipeline(checkpoint)?;
+    let scheduler = scheduler_config(checkpoint)?;
+    // DDIMPipeline and PNDMPipeline rebuild whatever scheduler they are given as their own.
+    Ok(match checkpoint.pipeline_class() {
+        Some("DDIMPipeline") => scheduler.swap(SchedulerKind::Ddim),
+        Some("PNDMPipeline") => scheduler.swap(SchedulerKind::Pndm),
+        _ => scheduler,
+    })
 }
 
 struct Ddpm {

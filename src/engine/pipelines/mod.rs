@@ -5,6 +5,7 @@
 //!                       └────load─> Pipeline ─draw(plans and seeds)─> pictures
 //! ```
 pub mod ddpm;
+mod overrides;
 pub mod txt2img;
 
 use super::checkpoint::{Checkpoint, Naming, Weights};
@@ -12,10 +13,11 @@ use super::memory;
 use super::models::unet_config::UNetConfig;
 use super::progress::Progress;
 use super::runtime::Runtime;
-use super::schedulers::{Request, SchedulerConfig, SchedulerKind};
-use anyhow::{Context, Result};
+use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
+use anyhow::{Context, Result, ensure};
 use candle_nn::VarBuilder;
 use image::RgbImage;
+pub use overrides::Overrides;
 
 /// What both commands ask of the loop.
 #[derive(Clone, Debug)]
@@ -23,6 +25,14 @@ pub struct Sampling {
     pub steps: usize,
     /// None is the class that the checkpoint names.
     pub scheduler: Option<SchedulerKind>,
+    pub overrides: Overrides,
+}
+
+impl Sampling {
+    /// How the scheduler is to run.
+    pub fn request(&self) -> Request {
+        self.overrides.request(self.steps)
+    }
 }
 
 /// The configurations of a checkpoint, read and found possible; no weight has been read.
@@ -83,17 +93,27 @@ pub struct Plan {
 pub struct Text {
     /// None: one pass with the prompt alone.
     pub guidance_scale: Option<f64>,
+    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
+    pub guidance_rescale: f64,
     /// The negative prompt's first where there is guidance, then the prompt's.
     pub ids: Vec<Vec<u32>>,
     /// The words beyond the text encoder's length, by the name of their text.
     pub lost: Vec<(&'static str, String)>,
 }
 
+impl Text {
+    /// Scale and rescaling, where there is guidance.
+    pub fn guidance(&self) -> Option<(f64, f64)> {
+        self.guidance_scale
+            .map(|scale| (scale, self.guidance_rescale))
+    }
+}
+
 impl Plan {
     /// Whether pictures of the two can be drawn in one batch: all but the texts' words is equal.
     pub fn batches_with(&self, other: &Self) -> bool {
         let texts = match (&self.text, &other.text) {
-            (Some(a), Some(b)) => a.guidance_scale == b.guidance_scale,
+            (Some(a), Some(b)) => a.guidance() == b.guidance(),
             (None, None) => true,
             _ => false,
         };
@@ -104,10 +124,11 @@ impl Plan {
 
     /// What a person needs to repeat the run, beside model and seed.
     pub fn summary(&self) -> String {
-        let guidance = match self.text.as_ref().map(|text| text.guidance_scale) {
+        let guidance = match self.text.as_ref().map(Text::guidance) {
             None => String::new(),
             Some(None) => ", no guidance".to_owned(),
-            Some(Some(scale)) => format!(", guidance {scale}"),
+            Some(Some((scale, 0.0))) => format!(", guidance {scale}"),
+            Some(Some((scale, phi))) => format!(", guidance {scale} rescaled by {phi}"),
         };
         format!(
             "{}x{}, {} steps of {}{guidance}",
@@ -149,13 +170,37 @@ fn choose_scheduler(
     config: SchedulerConfig,
     sampling: &Sampling,
 ) -> Result<(SchedulerConfig, Request, usize)> {
-    let config = match sampling.scheduler {
-        Some(kind) => config.swap(kind),
-        None => config,
-    };
-    let request = Request::new(sampling.steps);
+    let (config, request) = (
+        sampling.overrides.scheduler(config, sampling.scheduler)?,
+        sampling.request(),
+    );
     let calls = config.build(&request)?.timesteps().len();
+    for (key, value) in config.changes(&request)? {
+        tracing::debug!("{} sets {key} to {value} itself", config.kind().class());
+    }
     Ok((config, request, calls))
+}
+
+/// Refuses a network whose output is not what the scheduler reads: as many channels as it takes, or twice that where it predicts
+/// a variance too.
+fn check_channels(config: &SchedulerConfig, takes: usize, gives: usize) -> Result<()> {
+    let learned = config.predicts_variance()?;
+    // The solvers leave the variance away, so they do without it as well.
+    let plain = gives == takes && !(learned && config.kind() == SchedulerKind::Ddpm);
+    let name = config.kind().name();
+    ensure!(
+        plain || gives == 2 * takes && learned,
+        "unet/config.json: out_channels = {gives} with in_channels = {takes}: {name} needs {} (variance_type {})",
+        if learned { 2 * takes } else { takes },
+        if learned { "learned" } else { "not learned" }
+    );
+    Ok(())
+}
+
+/// What the scheduler of a run is going to do. Of the checkpoint, only configurations are read.
+pub fn report(config: SchedulerConfig, sampling: &Sampling) -> Result<Report> {
+    let (config, request, _) = choose_scheduler(config, sampling)?;
+    config.report(&request)
 }
 
 /// Loads a component's weights into `build` and refuses a tensor that nothing asked for and `naming` does not ignore.

@@ -7,7 +7,7 @@
 //! picture = decoder(latents / scaling_factor)
 //! ```
 use super::{Job, Pipeline, Plan, Sampling, System, Text, Watch};
-use super::{choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::clip::{ClipTextConfig, ClipTextModel};
 use crate::engine::models::tokenizer::ClipTokenizer;
@@ -42,6 +42,8 @@ pub struct Txt2ImgRequest {
     pub prompt: String,
     pub negative_prompt: String,
     pub guidance_scale: f64,
+    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
+    pub guidance_rescale: f64,
     /// In pixels; None is the checkpoint's own.
     pub width: Option<u32>,
     pub height: Option<u32>,
@@ -84,7 +86,7 @@ impl Txt2ImgSystem {
             unet.cross_attention_dim.unwrap_or_default(),
             text_encoder.hidden_size
         );
-        let scheduler = scheduler_config(checkpoint)?.with_pipeline_override();
+        let scheduler = scheduler(checkpoint)?;
         let tokenizer = ClipTokenizer::load(checkpoint, "tokenizer")?;
         Ok(Self {
             text_encoder,
@@ -121,6 +123,7 @@ impl Txt2ImgSystem {
         let ids = ids.collect::<Result<_>>()?;
         Ok(Text {
             guidance_scale,
+            guidance_rescale: request.guidance_rescale,
             ids,
             lost,
         })
@@ -140,6 +143,7 @@ impl System for Txt2ImgSystem {
         )?;
         let (scheduler, sampler, calls) =
             choose_scheduler(self.scheduler.clone(), &request.sampling)?;
+        check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
         let text = self.text(request)?;
         let (h, w) = (size.0 / self.vae.scale(), size.1 / self.vae.scale());
         let widths = self.vae.block_out_channels.iter().take(2);
@@ -267,7 +271,7 @@ struct Txt2Img {
 impl Pipeline for Txt2Img {
     fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>> {
         let plan = jobs.first().context("no picture was asked for")?.plan;
-        let guidance = plan.text.as_ref().and_then(|text| text.guidance_scale);
+        let guidance = plan.text.as_ref().and_then(Text::guidance);
         let latent = (
             self.channels,
             plan.size.0 / self.scale,
@@ -287,13 +291,14 @@ impl Pipeline for Txt2Img {
                 &mut noise,
                 |x, t| match guidance {
                     None => self.unet.forward(x, t, Some(&text)),
-                    Some(scale) => {
+                    Some((scale, phi)) => {
                         let both = self
                             .unet
                             .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
                             .chunk(2, 0)?;
                         let (uncond, cond) = (&both[0], &both[1]);
-                        uncond + ((cond - uncond)? * scale)?
+                        let guided = (uncond + ((cond - uncond)? * scale)?)?;
+                        rescale(guided, cond, phi)
                     }
                 },
                 |calls, x| {
@@ -338,6 +343,12 @@ impl Txt2Img {
             FilterType::Triangle,
         ))
     }
+}
+
+/// The checkpoint's scheduler, as its pipeline is built with it.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    check_pipeline(checkpoint)?;
+    Ok(scheduler_config(checkpoint)?.with_pipeline_override())
 }
 
 fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
@@ -409,6 +420,24 @@ fn before_0_9(version: &str) -> bool {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (0, 9),
         _ => false,
     }
+}
+
+/// Lin et al. 2024, section 3.4: the standard deviation of each picture's guided prediction becomes that of the prompt's own
+/// prediction, in the share `phi` (the paper's letter).
+fn rescale(guided: Tensor, cond: &Tensor, phi: f64) -> candle_core::Result<Tensor> {
+    if phi == 0.0 {
+        return Ok(guided);
+    }
+    let spread = |x: &Tensor| {
+        x.to_dtype(DType::F32)?
+            .flatten_from(1)?
+            .var_keepdim(1)?
+            .sqrt()
+    };
+    // phi std_cond / std_guided + (1 - phi), one number for each picture
+    let factor = ((spread(cond)? / spread(&guided)?)? * phi)? + (1.0 - phi);
+    let factor = factor?.to_dtype(guided.dtype())?;
+    guided.broadcast_mul(&factor.unsqueeze(2)?.unsqueeze(3)?)
 }
 
 #[cfg(test)]

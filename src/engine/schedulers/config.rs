@@ -4,37 +4,9 @@
 //! - A key that the class does not have is ignored, but kept: a later swap may choose a class that has it.
 //! - A value of the class's own key that is not implemented, or has the wrong type, is refused by name.
 //! - A swap copies what the file said. What the pipeline overrode is copied only when the file had the key.
-use super::{Scheduler, SchedulerKind};
+use super::{Key, Request, Rule, Scheduler, SchedulerKind, keys::number};
 use anyhow::{Context, Result, bail, ensure};
-use clap::ValueEnum;
 use serde_json::{Map, Value};
-
-/// A key of a class: its name, the values it takes and its default.
-#[derive(Clone, Copy, Debug)]
-pub struct Key(pub &'static str, pub Rule);
-
-/// What a key may hold, with the default of the class.
-#[derive(Clone, Copy, Debug)]
-pub enum Rule {
-    /// true or false; null counts as false
-    Flag(bool),
-    /// a whole number, 0 or more
-    Count(i64),
-    /// a number
-    Number(f64),
-    /// a number or null, which is the default
-    MaybeNumber,
-    /// null or a list of numbers
-    Numbers,
-    /// a list of whole numbers, empty by default
-    Counts,
-    /// one of the words; the first is the default, an empty one stands for null
-    Word(&'static [&'static str]),
-    /// a feature that is not implemented: false or null
-    Off,
-    /// read only by a feature that is not implemented, so it has no effect
-    Inert,
-}
 
 /// Where the value of a key came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,23 +15,34 @@ pub enum Source {
     Default,
     Pipeline,
     Flag,
+    /// The class itself puts this value in the place of another.
+    Class,
     /// The class has no such key.
     Ignored,
 }
 
-/// How the sampler is to run: what is not in the file.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Request {
-    pub steps: usize,
-    /// Share of the DDPM's noise that DDIM adds, 0 to 1.
-    pub eta: f64,
-}
+impl Source {
+    /// In a few words, for tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Default => "default of the class",
+            Self::Pipeline => "set by the pipeline",
+            Self::Flag => "flag",
+            Self::Class => "set by the class",
+            Self::Ignored => "ignored: no key of the class",
+        }
+    }
 
-impl Request {
-    pub fn new(steps: usize) -> Self {
-        Self {
-            steps,
-            ..Self::default()
+    /// In one word, for machines.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Default => "default",
+            Self::Pipeline => "pipeline",
+            Self::Flag => "flag",
+            Self::Class => "class",
+            Self::Ignored => "ignored",
         }
     }
 }
@@ -94,7 +77,7 @@ impl SchedulerConfig {
             kind,
             file,
             pipeline: Map::new(),
-            flags: Map::new(),
+            flags: preset(kind),
         }
     }
 
@@ -116,9 +99,15 @@ impl SchedulerConfig {
 
     /// `kind.from_config(self.config)`.
     pub fn swap(mut self, kind: SchedulerKind) -> Self {
-        self.kind.settle(&mut self.file);
+        for Key(name, _) in self.kind.keys() {
+            if let Some(Value::String(word)) = self.file.get_mut(*name) {
+                // A class writes its own word into its config; a swap copies the result.
+                *word = self.kind.alias(name, word).to_string();
+            }
+        }
         self.pipeline.retain(|key, _| self.file.contains_key(key));
         self.kind = kind;
+        self.flags = preset(kind);
         self
     }
 
@@ -141,7 +130,7 @@ impl SchedulerConfig {
             Rule::Word(_) => Value::from(if text == "null" { "" } else { text }),
             _ => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
         };
-        rule.check(name, &value)?;
+        rule.check(name, &value).context("scheduler option")?;
         self.flags.insert(name.into(), value);
         Ok(self)
     }
@@ -149,24 +138,39 @@ impl SchedulerConfig {
     /// The sampler for one run.
     pub fn build(&self, request: &Request) -> Result<Box<dyn Scheduler>> {
         let settings = self.settings()?;
-        let (name, train) = (self.kind.name(), settings.count("num_train_timesteps"));
+        let train = settings.count("num_train_timesteps");
         ensure!(
             (1..=1_000_000).contains(&train),
             "num_train_timesteps = {train} is not between 1 and 1000000"
         );
-        ensure!(
-            (1..=train).contains(&request.steps),
-            "{} steps: {name} takes 1 to {train} (num_train_timesteps)",
-            request.steps
-        );
-        ensure!(
-            (0.0..=1.0).contains(&request.eta),
-            "eta {} is not between 0 and 1",
-            request.eta
-        );
-        self.kind
-            .build(&settings, request)
-            .with_context(|| format!("scheduler {name}"))
+        request.check(self.kind, &settings)?;
+        (self.kind.about().build)(&settings, request)
+            .with_context(|| format!("scheduler {}", self.kind.name()))
+    }
+
+    /// Whether the network is to predict a variance beside the noise, in as many channels again.
+    pub fn predicts_variance(&self) -> Result<bool> {
+        let settings = self.settings()?;
+        Ok(settings.word("variance_type").starts_with("learned"))
+    }
+
+    /// The keys whose values the class itself changes in a run, with the value that it puts there.
+    pub fn changes(&self, request: &Request) -> Result<Vec<(&'static str, Value)>> {
+        let settings = self.settings()?;
+        let mut changes = Vec::new();
+        for (name, value, _) in &settings.values {
+            let word = value.as_str().unwrap_or("");
+            let own = self.kind.alias(name, word);
+            if own != word {
+                changes.push((*name, Value::from(own)));
+            }
+        }
+        if let Some((name, forced)) = self.kind.about().forced
+            && forced(&settings, request)
+        {
+            changes.push((name, Value::from(true)));
+        }
+        Ok(changes)
     }
 
     /// The values of every key of the class, checked.
@@ -183,7 +187,10 @@ impl SchedulerConfig {
                 (_, _, Some(value)) => (value.clone(), Source::File),
                 _ => (rule.default(), Source::Default),
             };
-            rule.check(name, &value)?;
+            rule.check(name, &value).with_context(|| match source {
+                Source::Flag => "scheduler option",
+                _ => "scheduler_config.json",
+            })?;
             values.push((*name, value, source));
         }
         Ok(Settings { values })
@@ -221,82 +228,12 @@ impl SchedulerConfig {
     }
 }
 
-impl Rule {
-    fn default(&self) -> Value {
-        match self {
-            Self::Flag(value) => (*value).into(),
-            Self::Count(value) => (*value).into(),
-            // JSON has no infinity; the tolerant reader writes it as this word.
-            Self::Number(value) if value.is_infinite() => if *value > 0.0 {
-                "Infinity"
-            } else {
-                "-Infinity"
-            }
-            .into(),
-            Self::Number(value) => (*value).into(),
-            Self::Counts => Value::Array(vec![]),
-            Self::Word(words) => words[0].into(),
-            Self::MaybeNumber | Self::Numbers | Self::Off | Self::Inert => Value::Null,
-        }
-    }
-
-    fn check(&self, name: &str, value: &Value) -> Result<()> {
-        let list =
-            |ok: fn(&Value) -> bool| value.as_array().is_some_and(|list| list.iter().all(ok));
-        let (ok, accepted) = match self {
-            Self::Flag(_) => (
-                value.is_boolean() || value.is_null(),
-                "true or false".to_string(),
-            ),
-            Self::Count(_) => (value.is_u64(), "a whole number, 0 or more".into()),
-            Self::Number(_) => (
-                number(value).is_some_and(|v| !v.is_nan()),
-                "a number".into(),
-            ),
-            Self::MaybeNumber => (
-                value.is_null() || value.as_f64().is_some_and(|v| v > 0.0),
-                "a positive number or null".into(),
-            ),
-            Self::Numbers => (
-                value.is_null() || list(Value::is_number),
-                "null or a list of numbers".into(),
-            ),
-            Self::Counts => (list(Value::is_u64), "a list of whole numbers".into()),
-            Self::Word(words) => {
-                let shown: Vec<_> = words
-                    .iter()
-                    .map(|w| if w.is_empty() { "null" } else { w })
-                    .collect();
-                let word = if value.is_null() {
-                    Some("")
-                } else {
-                    value.as_str()
-                };
-                (
-                    word.is_some_and(|word| words.contains(&word)),
-                    shown.join(", "),
-                )
-            }
-            Self::Off => (
-                value.is_null() || value == false,
-                "false or null: this feature is not implemented".into(),
-            ),
-            Self::Inert => (true, String::new()),
-        };
-        ensure!(
-            ok,
-            "scheduler_config.json: {name} = {value} is not supported by this scheduler; accepted: {accepted}"
-        );
-        Ok(())
-    }
-}
-
-fn number(value: &Value) -> Option<f64> {
-    match value.as_str() {
-        Some("-Infinity") => Some(f64::NEG_INFINITY),
-        Some("Infinity") => Some(f64::INFINITY),
-        _ => value.as_f64(),
-    }
+fn preset(kind: SchedulerKind) -> Map<String, Value> {
+    let preset = kind.about().preset;
+    preset
+        .map(|(key, value)| (key.to_string(), Value::from(value)))
+        .into_iter()
+        .collect()
 }
 
 /// The checked values of one class's keys. The getters are called with names from that class's table only.
@@ -330,6 +267,9 @@ impl Settings {
     pub fn number(&self, name: &str) -> f64 {
         number(self.get(name)).unwrap_or(f64::NAN)
     }
+    pub fn maybe_count(&self, name: &str) -> Option<u64> {
+        self.get(name).as_u64()
+    }
     pub fn maybe_number(&self, name: &str) -> Option<f64> {
         self.get(name).as_f64()
     }
@@ -345,54 +285,5 @@ impl Settings {
                 .filter_map(Value::as_f64)
                 .collect(),
         )
-    }
-}
-
-impl SchedulerKind {
-    /// The name on the command line.
-    pub fn name(self) -> String {
-        self.to_possible_value()
-            .map_or(String::new(), |value| value.get_name().to_string())
-    }
-
-    pub fn key(self, name: &str) -> Option<Key> {
-        self.keys().iter().copied().find(|key| key.0 == name)
-    }
-
-    /// The kind that implements a class of diffusers.
-    pub fn of_class(class: &str) -> Result<Self> {
-        let found = Self::value_variants()
-            .iter()
-            .copied()
-            .find(|kind| kind.class() == class);
-        found.with_context(|| {
-            format!(
-                "scheduler class \"{class}\" is not supported; supported: {}",
-                Self::classes()
-            )
-        })
-    }
-
-    fn classes() -> String {
-        let classes: Vec<_> = Self::value_variants()
-            .iter()
-            .map(|kind| kind.class())
-            .collect();
-        classes.join(", ")
-    }
-
-    /// What a class writes into its own config while it is built; a swap copies the result.
-    fn settle(self, file: &mut Map<String, Value>) {
-        for Key(name, _) in self
-            .keys()
-            .iter()
-            .filter(|key| matches!(key.0, "solver_type" | "algorithm_type"))
-        {
-            let Some(word) = file.get(*name).and_then(Value::as_str) else {
-                continue;
-            };
-            let settled = self.alias(name, word).to_string();
-            file.insert(name.to_string(), settled.into());
-        }
     }
 }

@@ -1,7 +1,8 @@
 //! DDIM: Song, Meng & Ermon 2021, "Denoising Diffusion Implicit Models".
 use super::{
-    Key, Request, Rule, Scheduler, Settings,
+    About, Key, Request, Rule, Scheduler, Settings,
     algebra::{Clip, Prediction, combine},
+    keys::*,
     schedule::*,
 };
 use crate::engine::noise::Noise;
@@ -25,6 +26,13 @@ pub const KEYS: &[Key] = &[
     ZERO_SNR,
 ];
 
+pub const ABOUT: About = About {
+    eta: true,
+    ..About::new("ddim", "DDIMScheduler", KEYS, |settings, request| {
+        Ok(Box::new(Ddim::new(settings, request)?))
+    })
+};
+
 pub struct Ddim {
     timesteps: Vec<f64>,
     calls: Vec<Call>,
@@ -43,13 +51,14 @@ struct Call {
 impl Ddim {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
         let bar = alpha_bar(settings)?;
-        let timesteps = timesteps(settings, Grid::Whole, bar.len(), request.steps)?;
+        let timesteps = timesteps(settings, Grid::Whole, bar.len(), request)?;
         let (prediction, clip) = (Prediction::of(settings), Clip::of(settings)?);
         let last = if settings.flag("set_alpha_to_one") {
             1.0
         } else {
             bar[0]
         };
+        let eta = request.eta.unwrap_or(0.0);
         let mut calls = Vec::new();
         for t in indices(&timesteps, bar.len())? {
             // The previous step is a whole ratio away, whatever the spacing.
@@ -59,8 +68,8 @@ impl Ddim {
             let bar_t = bar[t];
             // formula (16)
             let variance = (1.0 - bar_prev) / (1.0 - bar_t) * (1.0 - bar_t / bar_prev);
-            let noise = if request.eta > 0.0 {
-                request.eta * variance.sqrt()
+            let noise = if eta > 0.0 {
+                eta * variance.sqrt()
             } else {
                 0.0
             };
@@ -91,6 +100,10 @@ impl Ddim {
 impl Scheduler for Ddim {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.calls[i].sigma / self.calls[i].alpha
     }
 
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor> {

@@ -1,7 +1,8 @@
 //! DDPM: Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic Models", ancestral sampling (algorithm 2).
 use super::{
-    Key, Request, Rule, Scheduler, Settings,
+    About, Key, Request, Rule, Scheduler, Settings,
     algebra::{Clip, Prediction, combine},
+    keys::*,
     schedule::*,
 };
 use crate::engine::noise::Noise;
@@ -42,6 +43,14 @@ pub const KEYS: &[Key] = &[
     ZERO_SNR,
 ];
 
+pub const ABOUT: About = About {
+    timesteps: true,
+    random: true,
+    ..About::new("ddpm", "DDPMScheduler", KEYS, |settings, request| {
+        Ok(Box::new(Ddpm::new(settings, request)?))
+    })
+};
+
 pub struct Ddpm {
     timesteps: Vec<f64>,
     calls: Vec<Call>,
@@ -73,7 +82,7 @@ enum Spread {
 impl Ddpm {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
         let bar = alpha_bar(settings)?;
-        let timesteps = timesteps(settings, Grid::Whole, bar.len(), request.steps)?;
+        let timesteps = timesteps(settings, Grid::Whole, bar.len(), request)?;
         let places = indices(&timesteps, bar.len())?;
         let variance_type = settings.word("variance_type");
         let (prediction, clip) = (Prediction::of(settings), Clip::of(settings)?);
@@ -131,6 +140,10 @@ impl Ddpm {
 impl Scheduler for Ddpm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.calls[i].sigma / self.calls[i].alpha
     }
 
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor> {

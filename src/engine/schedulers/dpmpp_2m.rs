@@ -1,9 +1,10 @@
-//! DPM-Solver++ multistep: Lu et al. 2022, "DPM-Solver++" (formulas by that paper), and DPM-Solver, its form in eps.
+//! DPM-Solver++ multistep: Lu et al. 2022, "DPM-Solver++", its SDE, and DPM-Solver, its form in eps.
 //!
 //! x at the next level is a weighted sum of x, the last predictions and noise; the weights are worked out when it is built.
 use super::{
-    Key, Request, Rule, Scheduler, Settings,
-    algebra::{Clip, Prediction, combine},
+    About, Key, Request, Rule, Scheduler, Settings,
+    dpm_solver::{Converter, Form, Weights, multistep, multistep_orders},
+    keys::*,
     schedule::*,
     sigmas::{self, Level},
 };
@@ -12,6 +13,10 @@ use anyhow::ensure;
 use candle_core::{Result, Tensor};
 use std::collections::VecDeque;
 
+pub const SOLVER: Key = Key(
+    "solver_type",
+    Rule::Word(&["midpoint", "heun", "logrho", "bh1", "bh2"]),
+);
 pub const KEYS: &[Key] = &[
     TRAIN,
     BETA_START,
@@ -33,193 +38,110 @@ pub const KEYS: &[Key] = &[
             "deis",
         ]),
     ),
-    Key(
-        "solver_type",
-        Rule::Word(&["midpoint", "heun", "logrho", "bh1", "bh2"]),
-    ),
+    SOLVER,
     Key("lower_order_final", Rule::Flag(true)),
     Key("euler_at_final", Rule::Flag(false)),
     KARRAS,
     EXPONENTIAL,
     BETA_SIGMAS,
     Key("use_lu_lambdas", Rule::Flag(false)),
-    Key("use_flow_sigmas", Rule::Off),
-    Key("flow_shift", Rule::Inert),
+    NO_FLOW,
+    FLOW_SHIFT,
     FINAL_SIGMAS,
-    Key("lambda_min_clipped", Rule::Number(f64::NEG_INFINITY)),
-    Key(
-        "variance_type",
-        Rule::Word(&[
-            "",
-            "learned",
-            "learned_range",
-            "fixed_small",
-            "fixed_small_log",
-            "fixed_large",
-            "fixed_large_log",
-        ]),
-    ),
+    LAMBDA_MIN,
+    VARIANCE,
     LINSPACE,
     OFFSET,
     ZERO_SNR,
-    Key("use_dynamic_shifting", Rule::Off),
-    Key("time_shift_type", Rule::Inert),
-    // No arguments of the class, but its code asks the config for them, so another class's values count.
-    Key("sigma_min", Rule::MaybeNumber),
-    Key("sigma_max", Rule::MaybeNumber),
+    NO_SHIFTING,
+    SHIFT_TYPE,
+    SIGMA_MIN,
+    SIGMA_MAX,
 ];
+
+/// What this class and its relatives read other classes' words as.
+pub const ALIASES: &[(&str, &str, &str)] = &[
+    ("solver_type", "logrho", "midpoint"),
+    ("solver_type", "bh1", "midpoint"),
+    ("solver_type", "bh2", "midpoint"),
+    ("algorithm_type", "deis", "dpmsolver++"),
+];
+
+pub const ABOUT: About = About {
+    aliases: ALIASES,
+    timesteps: true,
+    ..About::new(
+        "dpmpp-2m",
+        "DPMSolverMultistepScheduler",
+        KEYS,
+        |settings, request| Ok(Box::new(Dpmpp2m::new(settings, request)?)),
+    )
+};
+
+/// The same class under the name of its SDE.
+pub const SDE: About = About {
+    name: "dpmpp-2m-sde",
+    preset: Some(("algorithm_type", "sde-dpmsolver++")),
+    random: true,
+    ..ABOUT
+};
 
 pub struct Dpmpp2m {
     levels: sigmas::Levels,
-    calls: Vec<Call>,
-    form: Form,
-    prediction: Prediction,
-    clip: Clip,
+    calls: Vec<Weights>,
+    sde: bool,
+    converter: Converter,
     /// Newest first.
     outputs: VecDeque<Tensor>,
 }
 
-/// What the solver's integral is over, and whether it adds noise.
-#[derive(Clone, Copy, PartialEq)]
-struct Form {
-    x0: bool,
-    sde: bool,
-}
-
-struct Call {
-    x: f64,
-    outputs: Vec<f64>,
-    noise: f64,
-}
-
 impl Dpmpp2m {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
-        let order = settings.count("solver_order");
+        let form = check(settings)?;
         ensure!(
-            (1..=3).contains(&order),
-            "solver_order = {order} is not between 1 and 3"
-        );
-        let algorithm = settings.word("algorithm_type");
-        let form = Form {
-            x0: algorithm.ends_with("++") || algorithm == "deis",
-            sde: algorithm.starts_with("sde"),
-        };
-        ensure!(
-            form.x0 || settings.word("final_sigmas_type") != "zero",
-            "algorithm_type {algorithm} needs final_sigmas_type sigma_min; in eps the last step cannot reach zero"
-        );
-        ensure!(
-            order < 3 || form.x0 || !form.sde,
+            settings.count("solver_order") < 3 || form.x0 || !form.sde,
             "algorithm_type sde-dpmsolver has no third order; set solver_order to 1 or 2"
         );
         let heun = settings.word("solver_type") == "heun";
         let levels = sigmas::cut(
             settings,
             &alpha_bar_above_zero(settings)?,
-            request.steps,
+            request,
             sigmas::Cut::DpmSolver,
         )?;
-        let n = levels.timesteps.len();
         let level: Vec<Level> = levels.sigmas.iter().map(|s| Level::of(*s)).collect();
-        let short = settings.flag("lower_order_final") && n < 15;
         let mut calls = Vec::new();
-        for i in 0..n {
-            let lower = i == n - 1
-                && (settings.flag("euler_at_final")
-                    || short
-                    || settings.word("final_sigmas_type") == "zero");
-            let order = if lower {
-                1
-            } else {
-                order
-                    .min(i + 1)
-                    .min(if i + 2 == n && short { 2 } else { 3 })
-            };
+        for (i, order) in multistep_orders(settings, levels.timesteps.len())
+            .into_iter()
+            .enumerate()
+        {
             let past: Vec<Level> = level[..=i].iter().rev().take(order).copied().collect();
-            let call = weights(form, heun, level[i + 1], &past);
-            ensure_finite(call.outputs.iter().chain([&call.x, &call.noise]))?;
+            let call = multistep(form, heun, level[i + 1], &past);
+            ensure_finite(call.all())?;
             calls.push(call);
         }
         Ok(Self {
             levels,
             calls,
-            form,
-            prediction: Prediction::of(settings),
-            clip: Clip::of(settings)?,
+            sde: form.sde,
+            converter: Converter::new(settings, form.x0)?,
             outputs: VecDeque::new(),
         })
     }
 }
 
-/// The weights of one step to level `t` from `past`: s_0 (where x is), s_1, s_2, as many as the order.
-fn weights(form: Form, heun: bool, t: Level, past: &[Level]) -> Call {
-    let s0 = past[0];
-    let h = t.lambda - s0.lambda;
-    // x_t = a x + b D0 + c D1 + d D2 + noise
-    let (a, scale, e) = match form {
-        // formula (8), and (18) of its SDE
-        Form {
-            x0: true,
-            sde: false,
-        } => (t.sigma / s0.sigma, t.alpha, -h),
-        Form {
-            x0: true,
-            sde: true,
-        } => (t.sigma / s0.sigma * (-h).exp(), t.alpha, -2.0 * h),
-        // DPM-Solver, formula (3.7), and its SDE
-        Form { x0: false, .. } => (t.alpha / s0.alpha, t.sigma, h),
-    };
-    let doubled = if form.sde && !form.x0 { 2.0 } else { 1.0 };
-    // phi_1, phi_2, phi_3 of e, each with its sign
-    let phi1 = -doubled * scale * (e.exp() - 1.0);
-    let sign = if form.x0 { 1.0 } else { -doubled };
-    let phi2 = sign
-        * scale
-        * if form.x0 {
-            (e.exp() - 1.0) / -e + 1.0
-        } else {
-            (e.exp() - 1.0) / e - 1.0
-        };
-    let noise = match form {
-        Form { sde: false, .. } => 0.0,
-        Form { x0: true, .. } => t.sigma * (1.0 - (-2.0 * h).exp()).sqrt(),
-        Form { x0: false, .. } => t.sigma * ((2.0 * h).exp() - 1.0).sqrt(),
-    };
-    let outputs = match past {
-        [_] => vec![phi1],
-        [_, s1] => {
-            let r0 = (s0.lambda - s1.lambda) / h;
-            let d1 = if heun { phi2 } else { 0.5 * phi1 } / r0;
-            vec![phi1 + d1, -d1]
-        }
-        _ => {
-            let (r0, r1) = (
-                (s0.lambda - past[1].lambda) / h,
-                (past[1].lambda - past[2].lambda) / h,
-            );
-            let k = if form.x0 { -e } else { e };
-            let phi3 = -scale
-                * if form.x0 {
-                    (e.exp() - 1.0 + k) / (k * k) - 0.5
-                } else {
-                    (e.exp() - 1.0 - k) / (k * k) - 0.5
-                };
-            let phi3 = if form.sde {
-                scale * ((1.0 - e.exp() - k) / (k * k) - 0.5)
-            } else {
-                phi3
-            };
-            // D1 = D1_0 + r0/(r0+r1) (D1_0 - D1_1);  D2 = (D1_0 - D1_1) / (r0+r1)
-            let difference = (phi2 * r0 + phi3) / (r0 + r1);
-            let (d10, d11) = ((phi2 + difference) / r0, -difference / r1);
-            vec![phi1 + d10, d11 - d10, -d11]
-        }
-    };
-    Call {
-        x: a,
-        outputs,
-        noise,
-    }
+/// The form that the keys ask for, where its order and its end are possible.
+pub fn check(settings: &Settings) -> anyhow::Result<Form> {
+    let (order, form) = (settings.count("solver_order"), Form::of(settings));
+    ensure!(order >= 1, "solver_order = {order} is not 1, 2 or 3");
+    // The reference asks before it reads deis as dpmsolver++.
+    ensure!(
+        settings.word("algorithm_type").ends_with("++")
+            || settings.word("final_sigmas_type") != "zero",
+        "algorithm_type {} needs final_sigmas_type sigma_min; only dpmsolver++ and sde-dpmsolver++ reach zero",
+        settings.word("algorithm_type")
+    );
+    Ok(form)
 }
 
 impl Scheduler for Dpmpp2m {
@@ -227,31 +149,19 @@ impl Scheduler for Dpmpp2m {
         &self.levels.timesteps
     }
 
+    fn sigma(&self, i: usize) -> f64 {
+        self.levels.sigmas[i]
+    }
+
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor> {
-        let Level { alpha, sigma, .. } = Level::of(self.levels.sigmas[i]);
-        let mut output = output.to_dtype(x.dtype())?;
-        if output.dim(1)? == 2 * x.dim(1)? {
-            output = output.narrow(1, 0, x.dim(1)?)?;
-        }
-        let x0 = || {
-            self.clip
-                .apply(self.prediction.x0(alpha, sigma, x, &output)?)
-        };
-        let converted = match (self.form.x0, self.clip) {
-            (true, _) => x0()?,
-            (false, Clip::Keep) => self.prediction.eps(alpha, sigma, x, &output)?,
-            (false, _) => (combine(&[(1.0, x), (-alpha, &x0()?)])? / sigma)?,
-        };
+        let converted = self.converter.convert(self.levels.sigmas[i], x, output)?;
         self.outputs.push_front(converted);
         self.outputs.truncate(3);
-        let call = &self.calls[i];
-        let fresh = if self.form.sde {
-            noise.normal_like(x)?
+        let fresh = if self.sde {
+            Some(noise.normal_like(x)?)
         } else {
-            x.clone()
+            None
         };
-        let mut terms = vec![(call.x, x), (call.noise, &fresh)];
-        terms.extend(call.outputs.iter().copied().zip(&self.outputs));
-        combine(&terms)
+        self.calls[i].sum(x, &self.outputs, fresh.as_ref())
     }
 }

@@ -1,5 +1,11 @@
 //! Euler's method on the probability-flow equation: Karras et al. 2022, algorithm 2 with S_churn = 0.
-use super::{Key, Request, Rule, Scheduler, Settings, algebra::Prediction, schedule::*, sigmas};
+use super::{
+    About, Key, Request, Rule, Scheduler, Settings,
+    algebra::Prediction,
+    keys::*,
+    schedule::*,
+    sigmas::{self, Habits},
+};
 use crate::engine::noise::Noise;
 use candle_core::{Result, Tensor};
 
@@ -17,14 +23,25 @@ pub const KEYS: &[Key] = &[
     KARRAS,
     EXPONENTIAL,
     BETA_SIGMAS,
-    Key("sigma_min", Rule::MaybeNumber),
-    Key("sigma_max", Rule::MaybeNumber),
+    SIGMA_MIN,
+    SIGMA_MAX,
     LINSPACE,
     Key("timestep_type", Rule::Word(&["discrete", "continuous"])),
     OFFSET,
     ZERO_SNR,
     FINAL_SIGMAS,
 ];
+
+pub const ABOUT: About = About {
+    timesteps: true,
+    sigmas: true,
+    ..About::new(
+        "euler",
+        "EulerDiscreteScheduler",
+        KEYS,
+        |settings, request| Ok(Box::new(Euler::new(settings, request)?)),
+    )
+};
 
 pub struct Euler {
     levels: sigmas::Levels,
@@ -34,7 +51,12 @@ pub struct Euler {
 
 impl Euler {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
-        let levels = sigmas::continuous(settings, &alpha_bar_above_zero(settings)?, request.steps)?;
+        let levels = sigmas::continuous(
+            settings,
+            &alpha_bar_above_zero(settings)?,
+            request,
+            Habits::default(),
+        )?;
         ensure_finite(levels.sigmas.iter().chain(&levels.timesteps))?;
         let init = sigmas::init_noise_sigma(settings, &levels.sigmas);
         Ok(Self {
@@ -64,6 +86,10 @@ pub fn scale(sigma: f64, x: &Tensor) -> Result<Tensor> {
 impl Scheduler for Euler {
     fn timesteps(&self) -> &[f64] {
         &self.levels.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.levels.sigmas[i]
     }
 
     fn init_noise_sigma(&self) -> f64 {

@@ -1,21 +1,28 @@
 //! Euler's method with ancestral noise, as in k-diffusion: each step goes below the next level and adds noise back up to it.
 use super::{
-    Key, Request, Rule, Scheduler, Settings, algebra::Prediction, euler, schedule::*, sigmas,
+    About, Key, Request, Scheduler, Settings,
+    algebra::Prediction,
+    euler,
+    keys::*,
+    schedule::*,
+    sigmas::{self, Habits},
 };
 use crate::engine::noise::Noise;
 use candle_core::{Result, Tensor};
 
 pub const KEYS: &[Key] = &[
-    TRAIN,
-    BETA_START,
-    BETA_END,
-    BETAS,
-    TRAINED,
-    Key("prediction_type", Rule::Word(&["epsilon", "v_prediction"])),
-    LINSPACE,
-    OFFSET,
-    ZERO_SNR,
+    TRAIN, BETA_START, BETA_END, BETAS, TRAINED, NOISE_OR_V, LINSPACE, OFFSET, ZERO_SNR,
 ];
+
+pub const ABOUT: About = About {
+    random: true,
+    ..About::new(
+        "euler-ancestral",
+        "EulerAncestralDiscreteScheduler",
+        KEYS,
+        |settings, request| Ok(Box::new(EulerAncestral::new(settings, request)?)),
+    )
+};
 
 pub struct EulerAncestral {
     levels: sigmas::Levels,
@@ -25,7 +32,12 @@ pub struct EulerAncestral {
 
 impl EulerAncestral {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
-        let levels = sigmas::continuous(settings, &alpha_bar_above_zero(settings)?, request.steps)?;
+        let levels = sigmas::continuous(
+            settings,
+            &alpha_bar_above_zero(settings)?,
+            request,
+            Habits::default(),
+        )?;
         ensure_finite(&levels.sigmas)?;
         let init = sigmas::init_noise_sigma(settings, &levels.sigmas);
         Ok(Self {
@@ -45,6 +57,10 @@ pub fn up_and_down(sigma: f64, next: f64) -> (f64, f64) {
 impl Scheduler for EulerAncestral {
     fn timesteps(&self) -> &[f64] {
         &self.levels.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.levels.sigmas[i]
     }
 
     fn init_noise_sigma(&self) -> f64 {

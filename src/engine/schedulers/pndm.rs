@@ -3,8 +3,9 @@
 //! `skip_prk_steps` true is PLMS: a linear multistep method whose second call repeats a timestep (an improved Euler start), so
 //! n steps are n + 1 calls. False is F-PNDM: three Runge-Kutta steps of four calls first (formula (13), algorithm 2).
 use super::{
-    Key, Request, Rule, Scheduler, Settings,
+    About, Key, Request, Rule, Scheduler, Settings,
     algebra::{Prediction, combine},
+    keys::*,
     schedule::*,
 };
 use crate::engine::noise::Noise;
@@ -19,13 +20,18 @@ pub const KEYS: &[Key] = &[
     TRAINED,
     Key("skip_prk_steps", Rule::Flag(false)),
     Key("set_alpha_to_one", Rule::Flag(false)),
-    Key("prediction_type", Rule::Word(&["epsilon", "v_prediction"])),
+    NOISE_OR_V,
     LEADING,
     OFFSET,
 ];
 
+pub const ABOUT: About = About::new("pndm", "PNDMScheduler", KEYS, |settings, request| {
+    Ok(Box::new(Pndm::new(settings, request)?))
+});
+
 pub struct Pndm {
     timesteps: Vec<f64>,
+    sigmas: Vec<f64>,
     calls: Vec<Call>,
     prediction: Prediction,
     /// The last outputs, newest last: e_theta of formula (12).
@@ -54,7 +60,7 @@ enum Kind {
 impl Pndm {
     pub fn new(settings: &Settings, request: &Request) -> anyhow::Result<Self> {
         let (bar, steps) = (alpha_bar(settings)?, request.steps);
-        let grid = timesteps(settings, Grid::Whole, bar.len(), steps)?;
+        let grid = timesteps(settings, Grid::Whole, bar.len(), request)?;
         let ratio = (bar.len() / steps) as f64;
         let half = (bar.len() / steps / 2) as f64;
         let last = if settings.flag("set_alpha_to_one") {
@@ -120,9 +126,14 @@ impl Pndm {
                 e,
             });
         }
-        let timesteps = plan.iter().map(|p| p.1).collect();
+        let timesteps: Vec<f64> = plan.iter().map(|p| p.1).collect();
+        let sigmas = indices(&timesteps, bar.len())?
+            .into_iter()
+            .map(|t| ((1.0 - bar[t]) / bar[t]).sqrt())
+            .collect();
         Ok(Self {
             timesteps,
+            sigmas,
             calls,
             prediction,
             outputs: vec![],
@@ -142,6 +153,10 @@ impl Pndm {
 impl Scheduler for Pndm {
     fn timesteps(&self) -> &[f64] {
         &self.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.sigmas[i]
     }
 
     fn step(

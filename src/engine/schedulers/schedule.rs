@@ -2,40 +2,9 @@
 //!
 //! Arithmetic is f64. Tables are rounded to f32 where diffusers rounds them, because differences such as `1 - alpha_bar` turn
 //! that rounding into something visible: at t = 0 it moves sigma by parts in ten thousand.
-use super::{Key, Rule, Settings};
+use super::{Request, Settings};
 use anyhow::{Result, ensure};
 use std::f64::consts::FRAC_PI_2;
-
-pub const TRAIN: Key = Key("num_train_timesteps", Rule::Count(1000));
-pub const BETA_START: Key = Key("beta_start", Rule::Number(0.0001));
-pub const BETA_END: Key = Key("beta_end", Rule::Number(0.02));
-pub const BETAS: Key = Key(
-    "beta_schedule",
-    Rule::Word(&["linear", "scaled_linear", "squaredcos_cap_v2"]),
-);
-pub const TRAINED: Key = Key("trained_betas", Rule::Numbers);
-pub const PREDICTION: Key = Key(
-    "prediction_type",
-    Rule::Word(&["epsilon", "v_prediction", "sample"]),
-);
-pub const LEADING: Key = Key(
-    "timestep_spacing",
-    Rule::Word(&["leading", "trailing", "linspace"]),
-);
-pub const LINSPACE: Key = Key(
-    "timestep_spacing",
-    Rule::Word(&["linspace", "leading", "trailing"]),
-);
-pub const OFFSET: Key = Key("steps_offset", Rule::Count(0));
-pub const ZERO_SNR: Key = Key("rescale_betas_zero_snr", Rule::Flag(false));
-pub const THRESHOLDING: Key = Key("thresholding", Rule::Flag(false));
-pub const RATIO: Key = Key("dynamic_thresholding_ratio", Rule::Number(0.995));
-pub const MAX_VALUE: Key = Key("sample_max_value", Rule::Number(1.0));
-pub const CLIP_RANGE: Key = Key("clip_sample_range", Rule::Number(1.0));
-pub const KARRAS: Key = Key("use_karras_sigmas", Rule::Flag(false));
-pub const EXPONENTIAL: Key = Key("use_exponential_sigmas", Rule::Flag(false));
-pub const BETA_SIGMAS: Key = Key("use_beta_sigmas", Rule::Flag(false));
-pub const FINAL_SIGMAS: Key = Key("final_sigmas_type", Rule::Word(&["zero", "sigma_min"]));
 
 /// `x` as f32 holds it.
 pub fn f32_of(x: f64) -> f64 {
@@ -186,35 +155,45 @@ pub enum Grid {
     Whole,
     /// n numbers; `linspace` is not rounded, only stored as f32
     Real,
+    /// as `Real`, stored as f64
+    Double,
     /// n + 1 whole numbers without the lowest
     Cut,
 }
 
-/// The timesteps of `steps` steps over `train` training steps, descending.
-pub fn timesteps(settings: &Settings, grid: Grid, train: usize, steps: usize) -> Result<Vec<f64>> {
+/// The timesteps of a run over `train` training steps, descending.
+pub fn timesteps(
+    settings: &Settings,
+    grid: Grid,
+    train: usize,
+    request: &Request,
+) -> Result<Vec<f64>> {
+    if let Some(list) = &request.timesteps {
+        return Ok(list.clone());
+    }
+    let steps = request.steps;
     let points = if grid == Grid::Cut { steps + 1 } else { steps };
     let offset = settings.count("steps_offset") as f64;
     Ok(match settings.word("timestep_spacing") {
-        "linspace" => {
-            let ascending = linspace(0.0, train as f64 - 1.0, points);
-            let place = |t: f64| {
-                if grid == Grid::Real {
-                    f32_of(t)
-                } else {
-                    t.round_ties_even()
-                }
-            };
-            ascending.into_iter().rev().take(steps).map(place).collect()
-        }
         "leading" => (0..points)
             .rev()
             .take(steps)
             .map(|i| (i * (train / points)) as f64 + offset)
             .collect(),
-        _ => trailing(
+        "trailing" => trailing(
             train as f64,
             settings.count("num_train_timesteps") as f64 / steps as f64,
         )?,
+        // A class without the key spaces them so.
+        _ => {
+            let ascending = linspace(0.0, train as f64 - 1.0, points);
+            let place = |t: f64| match grid {
+                Grid::Real => f32_of(t),
+                Grid::Double => t,
+                Grid::Whole | Grid::Cut => t.round_ties_even(),
+            };
+            ascending.into_iter().rev().take(steps).map(place).collect()
+        }
     })
 }
 

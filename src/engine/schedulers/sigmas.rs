@@ -2,7 +2,7 @@
 //!
 //! Karras et al. 2022; exponential as in k-diffusion; beta: Lee et al. 2024; uniform in lambda: Lu et al. 2022.
 use super::{
-    Settings,
+    Request, Settings,
     schedule::{Grid, beta_quantile, f32_of, interpolate, linspace, linspace_f32, timesteps},
 };
 use anyhow::{Result, ensure};
@@ -25,21 +25,33 @@ pub enum Family {
 }
 
 impl Family {
-    pub fn of(settings: &Settings) -> Result<Option<Self>> {
-        let asked = [
-            ("use_karras_sigmas", Self::Karras),
-            ("use_exponential_sigmas", Self::Exponential),
-            ("use_beta_sigmas", Self::Beta),
-        ];
-        let mut on = asked.into_iter().filter(|(key, _)| settings.flag(key));
-        let first = on.next();
-        if let (Some((a, _)), Some((b, _))) = (first, on.next()) {
-            anyhow::bail!("{a} and {b} are both true; set one of them to false");
+    /// The key that asks for it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Karras => "use_karras_sigmas",
+            Self::Exponential => "use_exponential_sigmas",
+            Self::Beta => "use_beta_sigmas",
+            Self::Lu => "use_lu_lambdas",
         }
-        let lu = settings.flag("use_lu_lambdas");
+    }
+
+    pub fn of(settings: &Settings) -> Result<Option<Self>> {
+        let asked = [Self::Karras, Self::Exponential, Self::Beta];
+        let mut on = asked
+            .into_iter()
+            .filter(|family| settings.flag(family.key()));
+        let first = on.next();
+        if let (Some(a), Some(b)) = (first, on.next()) {
+            anyhow::bail!(
+                "{} and {} are both true; set one of them to false",
+                a.key(),
+                b.key()
+            );
+        }
+        let lu = settings.flag(Self::Lu.key());
         Ok(match first {
             // diffusers asks for Karras, then Lu, then the other two.
-            Some((_, family)) if family == Self::Karras || !lu => Some(family),
+            Some(family) if family == Self::Karras || !lu => Some(family),
             _ => lu.then_some(Self::Lu),
         })
     }
@@ -85,38 +97,75 @@ pub struct Levels {
     pub sigmas: Vec<f64>,
 }
 
-fn log_table(table: &[f64]) -> Vec<f64> {
+/// Logarithms of a table, as f32 holds them.
+pub fn log_table(table: &[f64]) -> Vec<f64> {
     table.iter().map(|s| f32_of(s.ln())).collect()
 }
 
+/// Where the classes that go back to k-diffusion differ.
+#[derive(Clone, Copy, Default)]
+pub struct Habits {
+    /// `linspace` timesteps stay in f64.
+    pub in_f64: bool,
+    /// The timesteps of Karras sigmas are rounded.
+    pub rounds_karras: bool,
+    /// Karras sigmas take no notice of sigma_min and sigma_max.
+    pub karras_unbounded: bool,
+}
+
 /// Levels of the samplers that go back to k-diffusion (Euler, Heun, ...).
-pub fn continuous(settings: &Settings, alpha_bar: &[f64], steps: usize) -> Result<Levels> {
-    let table = table(alpha_bar);
-    let mut t = timesteps(settings, Grid::Real, table.len(), steps)?;
-    let mut sigmas: Vec<f64> = match settings.word("interpolation_type") {
-        "log_linear" => {
-            let (high, low) = (f32_of(table[table.len() - 1].ln()), f32_of(table[0].ln()));
-            linspace_f32(high, low, steps + 1)
-                .into_iter()
-                .map(|l| f32_of(l.exp()))
-                .collect()
-        }
-        _ => t.iter().map(|t| interpolate(*t, &table)).collect(),
-    };
-    if let Some(family) = Family::of(settings)? {
-        let (min, max) = bounds(settings, sigmas[sigmas.len() - 1], sigmas[0]);
-        sigmas = family.sigmas(min, max, steps);
-        let logs = log_table(&table);
-        t = sigmas
-            .iter()
-            .map(|sigma| timestep_of(*sigma, &logs))
-            .collect();
-    }
-    sigmas.push(if settings.word("final_sigmas_type") == "sigma_min" {
-        table[0]
+pub fn continuous(
+    settings: &Settings,
+    alpha_bar: &[f64],
+    request: &Request,
+    habits: Habits,
+) -> Result<Levels> {
+    let (table, steps) = (table(alpha_bar), request.steps);
+    let logs = log_table(&table);
+    let grid = if habits.in_f64 {
+        Grid::Double
     } else {
-        0.0
-    });
+        Grid::Real
+    };
+    let (mut t, mut sigmas): (Vec<f64>, Vec<f64>);
+    if let Some(list) = &request.sigmas {
+        sigmas = list.iter().copied().map(f32_of).collect();
+        t = timesteps_of(&sigmas[..steps], &logs);
+    } else {
+        t = timesteps(settings, grid, table.len(), request)?;
+        sigmas = match settings.word("interpolation_type") {
+            "log_linear" => {
+                let (high, low) = (f32_of(table[table.len() - 1].ln()), f32_of(table[0].ln()));
+                linspace_f32(high, low, steps + 1)
+                    .into_iter()
+                    .map(|l| f32_of(l.exp()))
+                    .collect()
+            }
+            _ => t
+                .iter()
+                .map(|t| interpolate(*t, &table))
+                .collect::<Vec<f64>>(),
+        };
+        if let Some(family) = Family::of(settings)? {
+            let (low, high) = (sigmas[sigmas.len() - 1], sigmas[0]);
+            let unbounded = habits.karras_unbounded && family == Family::Karras;
+            let (min, max) = if unbounded {
+                (low, high)
+            } else {
+                bounds(settings, low, high)
+            };
+            sigmas = family.sigmas(min, max, steps);
+            t = timesteps_of(&sigmas, &logs);
+            if habits.rounds_karras && family == Family::Karras {
+                t.iter_mut().for_each(|t| *t = t.round_ties_even());
+            }
+        }
+        sigmas.push(if settings.word("final_sigmas_type") == "sigma_min" {
+            table[0]
+        } else {
+            0.0
+        });
+    }
     let sigmas: Vec<f64> = sigmas.into_iter().map(f32_of).collect();
     if settings.word("timestep_type") == "continuous"
         && settings.word("prediction_type") == "v_prediction"
@@ -126,21 +175,55 @@ pub fn continuous(settings: &Settings, alpha_bar: &[f64], steps: usize) -> Resul
             .map(|sigma| 0.25 * sigma.ln())
             .collect();
     }
+    if !habits.in_f64 {
+        t.iter_mut().for_each(|t| *t = f32_of(*t));
+    }
+    ensure_first_once(&t)?;
     Ok(Levels {
-        timesteps: t.into_iter().map(f32_of).collect(),
+        timesteps: t,
         sigmas,
     })
 }
 
-/// Whether a solver rounds the timesteps that follow from its sigmas before it cuts them to whole numbers.
+/// The timesteps of sigmas, as far as the table goes.
+pub fn timesteps_of(sigmas: &[f64], log_table: &[f64]) -> Vec<f64> {
+    sigmas
+        .iter()
+        .map(|sigma| timestep_of(*sigma, log_table))
+        .collect()
+}
+
+/// diffusers looks the first timestep up in the list and, finding two, starts at the second: it runs past the end.
+fn ensure_first_once(t: &[f64]) -> Result<()> {
+    ensure!(
+        t.iter().filter(|other| **other == t[0]).count() == 1,
+        "{} steps repeat the first timestep {}; take fewer",
+        t.len(),
+        t[0]
+    );
+    Ok(())
+}
+
+/// Where the classes in lambda differ: in rounding the timesteps of a family of sigmas before they are cut to whole numbers,
+/// and in the sigma that a family ends with unless that is zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Cut {
+    /// Karras and Lu rounded, unless the betas are cosine's; the lowest sigma of the table.
     DpmSolver,
+    /// Karras rounded; the lowest sigma of the table.
+    Singlestep,
+    /// Karras rounded; the family's last sigma again.
     UniPc,
 }
 
 /// Levels of the solvers in lambda (DPM-Solver, UniPC): n + 1 points without the last, whole timesteps.
-pub fn cut(settings: &Settings, alpha_bar: &[f64], steps: usize, style: Cut) -> Result<Levels> {
-    let table = table(alpha_bar);
+pub fn cut(
+    settings: &Settings,
+    alpha_bar: &[f64],
+    request: &Request,
+    style: Cut,
+) -> Result<Levels> {
+    let (table, steps) = (table(alpha_bar), request.steps);
     let train = table.len();
     let mut last = train;
     if settings.has("lambda_min_clipped") {
@@ -159,7 +242,7 @@ pub fn cut(settings: &Settings, alpha_bar: &[f64], steps: usize, style: Cut) -> 
             "lambda_min_clipped = {clipped} leaves no timestep"
         );
     }
-    let mut t = timesteps(settings, Grid::Cut, last, steps)?;
+    let mut t = timesteps(settings, Grid::Cut, last, request)?;
     ensure!(
         t.iter().all(|t| *t >= 0.0),
         "{steps} steps reach below timestep 0; take fewer"
@@ -177,7 +260,7 @@ pub fn cut(settings: &Settings, alpha_bar: &[f64], steps: usize, style: Cut) -> 
             _ => family.sigmas(min, max, steps),
         };
         let rounded = match style {
-            Cut::UniPc => family == Family::Karras,
+            Cut::UniPc | Cut::Singlestep => family == Family::Karras,
             Cut::DpmSolver => {
                 matches!(family, Family::Karras | Family::Lu)
                     && settings.word("beta_schedule") != "squaredcos_cap_v2"
@@ -190,26 +273,19 @@ pub fn cut(settings: &Settings, alpha_bar: &[f64], steps: usize, style: Cut) -> 
                 t.trunc()
             }
         };
-        t = sigmas
-            .iter()
-            .map(|sigma| place(timestep_of(*sigma, &logs)))
+        t = timesteps_of(&sigmas, &logs)
+            .into_iter()
+            .map(place)
             .collect();
-        if matches!(style, Cut::UniPc) {
+        if style == Cut::UniPc {
             lowest = sigmas[steps - 1];
         }
     }
-    // diffusers looks the first timestep up in the list and, finding two, starts at the second: it runs past the end.
-    let repeated = t.iter().filter(|other| **other == t[0]).count() > 1;
-    ensure!(
-        !repeated,
-        "{} steps repeat the first timestep {}; take fewer",
-        t.len(),
-        t[0]
-    );
-    sigmas.push(if settings.word("final_sigmas_type") == "sigma_min" {
-        lowest
-    } else {
+    ensure_first_once(&t)?;
+    sigmas.push(if settings.word("final_sigmas_type") == "zero" {
         0.0
+    } else {
+        lowest
     });
     Ok(Levels {
         timesteps: t,

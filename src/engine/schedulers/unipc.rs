@@ -3,8 +3,9 @@
 //! The corrector (algorithm 1) improves the sample that the last step predicted, with the output that it led to; the predictor
 //! (algorithm 2) then takes the next step. Both are weighted sums whose weights are worked out when it is built.
 use super::{
-    Key, Request, Rule, Scheduler, Settings,
+    About, Key, Request, Rule, Scheduler, Settings,
     algebra::{Clip, Prediction, combine},
+    keys::*,
     schedule::*,
     sigmas::{self, Level},
 };
@@ -35,18 +36,32 @@ pub const KEYS: &[Key] = &[
     KARRAS,
     EXPONENTIAL,
     BETA_SIGMAS,
-    Key("use_flow_sigmas", Rule::Off),
-    Key("flow_shift", Rule::Inert),
+    NO_FLOW,
+    FLOW_SHIFT,
     LINSPACE,
     OFFSET,
     FINAL_SIGMAS,
     ZERO_SNR,
-    Key("use_dynamic_shifting", Rule::Off),
-    Key("time_shift_type", Rule::Inert),
-    Key("sigma_min", Rule::MaybeNumber),
-    Key("sigma_max", Rule::MaybeNumber),
+    NO_SHIFTING,
+    SHIFT_TYPE,
+    SIGMA_MIN,
+    SIGMA_MAX,
     Key("shift_terminal", Rule::Off),
 ];
+
+pub const ABOUT: About = About {
+    aliases: &[
+        ("solver_type", "midpoint", "bh2"),
+        ("solver_type", "heun", "bh2"),
+        ("solver_type", "logrho", "bh2"),
+    ],
+    ..About::new(
+        "unipc",
+        "UniPCMultistepScheduler",
+        KEYS,
+        |settings, request| Ok(Box::new(UniPc::new(settings, request)?)),
+    )
+};
 
 pub struct UniPc {
     levels: sigmas::Levels,
@@ -86,7 +101,7 @@ impl UniPc {
         let levels = sigmas::cut(
             settings,
             &alpha_bar_above_zero(settings)?,
-            request.steps,
+            request,
             sigmas::Cut::UniPc,
         )?;
         let level: Vec<Level> = levels.sigmas.iter().map(|s| Level::of(*s)).collect();
@@ -243,6 +258,10 @@ fn vandermonde(r: &[f64], b: &[f64]) -> Vec<f64> {
 impl Scheduler for UniPc {
     fn timesteps(&self) -> &[f64] {
         &self.levels.timesteps
+    }
+
+    fn sigma(&self, i: usize) -> f64 {
+        self.levels.sigmas[i]
     }
 
     fn step(
