@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_diffuse_global_optspecs
-    string join \n h/help V/version
+    string join \n V/version v/verbose h/help
 end
 
 function __fish_diffuse_needs_command
@@ -24,8 +24,9 @@ function __fish_diffuse_using_subcommand
     contains -- $cmd[1] $argv
 end
 
+complete -c diffuse -n "__fish_diffuse_needs_command" -s V -l version -d 'Print the version; with --verbose, what it was built with and what it found'
+complete -c diffuse -n "__fish_diffuse_needs_command" -s v -l verbose -d 'With --version: features, processor, CUDA'
 complete -c diffuse -n "__fish_diffuse_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c diffuse -n "__fish_diffuse_needs_command" -s V -l version -d 'Print version'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "ddpm" -d 'Draw a picture of what the model was trained on (unconditional diffusion)'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -59,7 +60,14 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler-optio
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l from -d 'Draw a picture again from the settings that it carries; other flags go before them' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l prompts -d 'Draw every line of a file, or of stdin with "-": a prompt, or a JSON object of settings' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l batch-size -d 'Pictures to draw at once; changes the speed and the memory, and no pixel on the CPU' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l shard -d 'Take row I of every N: 1/8 to 8/8 on eight machines make what one would' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l grid -d 'Write a contact sheet of all pictures, with captions' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l save-steps -d 'Write what every N-th step made, beside the picture: PICTURE-step-005.png' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l animate -d 'Write the denoising of a lone picture as an animated PNG' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"
@@ -69,18 +77,22 @@ f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Threads on the CPU [default: one for each core]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l json -d 'Print the schedule as JSON'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dry-run -d 'Print what would be done, with its price, and read no weights'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s p -l parents -d 'Make the folders of --output that are missing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l overwrite -d 'Replace files that exist at --output'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l no-metadata -d 'Write no settings into the PNG'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l json -d 'Print a JSON object for each picture in place of its path, or the schedule as one'
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l show -d 'Draw each picture in the terminal'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
 ddim\t''
@@ -109,7 +121,14 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler-op
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l eta -d 'Share of noise that ddim and tcd add, 0 to 1 [default: 0]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output -d 'Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l from -d 'Draw a picture again from the settings that it carries; other flags go before them' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l prompts -d 'Draw every line of a file, or of stdin with "-": a prompt, or a JSON object of settings' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l batch-size -d 'Pictures to draw at once; changes the speed and the memory, and no pixel on the CPU' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l shard -d 'Take row I of every N: 1/8 to 8/8 on eight machines make what one would' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output -d 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l grid -d 'Write a contact sheet of all pictures, with captions' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l save-steps -d 'Write what every N-th step made, beside the picture: PICTURE-step-005.png' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l animate -d 'Write the denoising of a lone picture as an animated PNG' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"
@@ -119,8 +138,12 @@ f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l json -d 'Print the schedule as JSON'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dry-run -d 'Print what would be done, with its price, and read no weights'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s p -l parents -d 'Make the folders of --output that are missing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l overwrite -d 'Replace files that exist at --output'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l no-metadata -d 'Write no settings into the PNG'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l json -d 'Print a JSON object for each picture in place of its path, or the schedule as one'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l show -d 'Draw each picture in the terminal'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -1,9 +1,9 @@
 //! Flags that both commands share, and the values they take.
-use super::{names::Names, schedule::ScheduleArgs, terminal::Terminal};
+use super::{output::Output, schedule::ScheduleArgs, terminal::Terminal};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
-use anyhow::{Context, Result};
+use anyhow::Context;
 use clap::{
     ArgAction, Args, ValueHint,
     builder::{PossibleValue, TypedValueParser},
@@ -35,14 +35,76 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// What the engine takes, with a seed drawn where none was given.
+    /// What the engine takes.
     pub fn sampling(&self) -> Sampling {
         Sampling {
-            seed: self.seed.unwrap_or_else(draw_seed),
-            images: self.num_images,
             steps: self.steps,
             scheduler: self.scheduler,
             overrides: self.schedule.overrides(),
+        }
+    }
+
+    /// The seeds of the pictures; where none was given, the first is `default` or drawn.
+    pub fn seeds(&self, default: Option<u64>) -> Vec<u64> {
+        let first = self.seed.or(default).unwrap_or_else(draw_seed);
+        (0..self.num_images as u64)
+            .map(|k| first.wrapping_add(k))
+            .collect()
+    }
+
+    pub fn images(&self) -> usize {
+        self.num_images
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Batches")]
+pub struct BatchArgs {
+    /// Draw a picture again from the settings that it carries; other flags go before them
+    ///
+    /// Tells whether the pixels are the same. Where it is written is not taken from the picture.
+    #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "prompts")]
+    pub from: Option<PathBuf>,
+    /// Print what would be done, with its price, and read no weights
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Draw every line of a file, or of stdin with "-": a prompt, or a JSON object of settings
+    ///
+    /// A line such as {"prompt": "a cat", "seed": 7, "steps": 20, "output": "cat.png"} sets these flags for its row alone. The model is loaded
+    /// once. A row whose picture exists is skipped, so a broken run is resumed by running it again. A row without a seed
+    /// has its number as seed.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub prompts: Option<PathBuf>,
+    /// Pictures to draw at once; changes the speed and the memory, and no pixel on the CPU
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true, value_parser = batch_size)]
+    pub batch_size: usize,
+    /// Take row I of every N: 1/8 to 8/8 on eight machines make what one would
+    #[arg(long, value_name = "I/N", requires = "prompts")]
+    pub shard: Option<Shard>,
+}
+
+/// `--shard I/N`, with 1 <= I <= N.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    pub index: usize,
+    pub of: usize,
+}
+
+impl Shard {
+    /// Whether row `number`, counted from 1, is this shard's.
+    pub fn takes(self, number: usize) -> bool {
+        number % self.of == self.index % self.of
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split_once('/').map(|(i, n)| (i.parse(), n.parse()));
+        match numbers {
+            Some((Ok(index), Ok(of))) if (1..=of).contains(&index) => Ok(Self { index, of }),
+            _ => Err("give I/N with I from 1 to N, as in 1/8".to_owned()),
         }
     }
 }
@@ -50,29 +112,48 @@ impl SamplingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 pub struct OutputArgs {
-    /// Where the PNG goes; of several pictures OUT.png makes OUT-1.png, OUT-2.png, ... [default: a new name in this folder]
-    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath, value_parser = png_path)]
-    output: Option<PathBuf>,
+    /// Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]
+    ///
+    /// A pattern has {index}, {seed}, {prompt}, {model}, {scheduler} or {steps} in its name, as in out/{index}-{prompt}.png. Of
+    /// several pictures OUT.png makes OUT-1.png, OUT-2.png, ...
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub output: Option<Output>,
+    /// Make the folders of --output that are missing
+    #[arg(short, long)]
+    pub parents: bool,
     /// Replace files that exist at --output
     #[arg(long)]
-    overwrite: bool,
+    pub overwrite: bool,
+    /// Write no settings into the PNG
+    #[arg(long)]
+    pub no_metadata: bool,
+    /// Print a JSON object for each picture in place of its path, or the schedule as one
+    #[arg(long)]
+    pub json: bool,
 }
 
-impl OutputArgs {
-    /// The names of the pictures, checked: `subject` is what they show, for names that are made up.
-    pub fn names(self, subject: &str, sampling: &Sampling) -> Result<Names> {
-        match self.output {
-            Some(path) => Names::given(path, sampling.images, self.overwrite),
-            None => Names::made_up(subject),
-        }
-    }
+#[derive(Debug, Args)]
+#[command(next_help_heading = "To look at")]
+pub struct LookArgs {
+    /// Write a contact sheet of all pictures, with captions
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = png_path)]
+    pub grid: Option<PathBuf>,
+    /// Write what every N-th step made, beside the picture: PICTURE-step-005.png
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
+    pub save_steps: Option<usize>,
+    /// Write the denoising of a lone picture as an animated PNG
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = png_path, conflicts_with = "prompts")]
+    pub animate: Option<PathBuf>,
+    /// Draw each picture in the terminal
+    #[arg(long)]
+    pub show: bool,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Machine")]
 pub struct MachineArgs {
     /// auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it
-    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = DeviceParser, hide_possible_values = true)]
+    #[arg(long, value_name = "NAME", default_value = "auto", env = "DIFFUSE_DEVICE", hide_env_values = true, value_parser = DeviceParser, hide_possible_values = true)]
     device: DeviceChoice,
     /// Precision of the weights; auto is f16 on CUDA and f32 on the CPU
     #[arg(long, value_name = "NAME", default_value = "auto", value_enum)]
@@ -91,7 +172,7 @@ pub struct MachineArgs {
 
 impl MachineArgs {
     /// Threads, Ctrl-C, log: what is to be in place before anything else happens.
-    pub fn start(&self, terminal: &Terminal) -> Result<()> {
+    pub fn start(&self, terminal: &Terminal) -> anyhow::Result<()> {
         terminal.start(self.quiet, self.verbose)?;
         if let Some(threads) = self.threads {
             rayon::ThreadPoolBuilder::new()
@@ -102,9 +183,26 @@ impl MachineArgs {
         Ok(())
     }
 
-    pub fn runtime(&self) -> Result<Runtime> {
+    pub fn runtime(&self) -> anyhow::Result<Runtime> {
         Runtime::new(self.device, self.dtype)
     }
+}
+
+/// What both commands take.
+#[derive(Debug, Args)]
+pub struct SharedArgs {
+    #[command(flatten)]
+    pub revision: RevisionArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub batch: BatchArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+    #[command(flatten)]
+    pub look: LookArgs,
+    #[command(flatten)]
+    pub machine: MachineArgs,
 }
 
 /// The model's revision: a flag beside `--model`, whose default is each command's own.
@@ -128,6 +226,10 @@ fn steps(text: &str) -> Result<usize, String> {
 
 fn images(text: &str) -> Result<usize, String> {
     whole(text, 100_000, "a whole number from 1 to 100000")
+}
+
+fn batch_size(text: &str) -> Result<usize, String> {
+    whole(text, 1024, "a whole number from 1 to 1024")
 }
 
 fn threads(text: &str) -> Result<usize, String> {
@@ -170,13 +272,14 @@ pub fn side(text: &str) -> Result<u32, String> {
 
 fn png_path(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);
-    let is_png = path
-        .extension()
-        .is_some_and(|ext| ext.eq_ignore_ascii_case("png"));
-    if is_png {
+    let ext = path.extension().unwrap_or_default();
+    if ["png", "apng"]
+        .iter()
+        .any(|png| ext.eq_ignore_ascii_case(png))
+    {
         Ok(path)
     } else {
-        Err("pictures are PNG files; give a name that ends in .png".to_owned())
+        Err("give a name that ends in .png".to_owned())
     }
 }
 

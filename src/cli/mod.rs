@@ -1,14 +1,32 @@
-//! The command line: flags, checks that need no model, and the run of each command.
+//! The command line: flags, checks that need no model, and the run that both commands share.
+//!
+//! ```text
+//! words ─Line::parse─> rows ─plan─> pictures to draw ─run─> files, and a line on stdout for each
+//! ```
 mod args;
+mod blocks;
 mod ddpm;
+mod look;
 mod names;
+mod order;
+mod output;
+mod plan;
+mod replay;
+mod report;
+mod rows;
+mod run;
 mod schedule;
+mod settings;
+mod studio;
 mod terminal;
 mod txt2img;
 mod usage;
 
+use crate::engine::{checkpoint::Checkpoint, pipelines::System, schedulers::SchedulerConfig};
 use anyhow::Result;
-use clap::{CommandFactory, Parser, Subcommand};
+use args::SharedArgs;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::Terminal;
 
@@ -16,8 +34,14 @@ use terminal::Terminal;
 ///
 /// Opens any checkpoint in the diffusers layout, a folder or a name on huggingface.co, and draws the pixels that diffusers draws.
 #[derive(Debug, Parser)]
-#[command(name = "diffuse", version, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
+#[command(name = "diffuse", version, disable_version_flag = true, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Cli {
+    /// Print the version; with --verbose, what it was built with and what it found
+    #[arg(short = 'V', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    /// With --version: features, processor, CUDA
+    #[arg(short, long)]
+    verbose: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -25,7 +49,15 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   diffuse txt2img \"astronaut riding a horse\" --steps 25
-  diffuse ddpm --model google/ddpm-cat-256 --scheduler ddim --steps 50";
+  diffuse ddpm --model google/ddpm-cat-256 --scheduler ddim --steps 50
+  diffuse txt2img --prompts prompts.txt -o out/{index}-{prompt}.png --parents
+  diffuse txt2img --from picture.png --steps 50
+
+Environment:
+  DIFFUSE_MODEL, DIFFUSE_DEVICE   what --model and --device are where they are not given
+  HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT   as for all Hugging Face tools
+  RUST_LOG   what is logged, as in diffuse=debug
+  NO_COLOR, CLICOLOR, CLICOLOR_FORCE   whether there is colour";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -33,36 +65,91 @@ enum Command {
     Txt2img(txt2img::Txt2ImgArgs),
 }
 
+/// A command that draws: its own flags and what the engine makes of them.
+trait Drawing: FromArgMatches + clap::Args {
+    const NAME: &'static str;
+    const HAS_PROMPT: bool;
+    type System: System;
+    fn model(&self) -> &str;
+    fn shared(&self) -> &SharedArgs;
+    /// The prompt and the negative prompt.
+    fn prompts(&self) -> (&str, &str);
+    fn request(&self) -> <Self::System as System>::Request;
+    /// The checkpoint's scheduler, read without the rest.
+    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig>;
+    fn read(checkpoint: &Checkpoint) -> Result<Self::System>;
+}
+
+/// A command line of one command: its words, and what they mean.
+struct Line<A> {
+    words: Vec<OsString>,
+    args: A,
+    matches: ArgMatches,
+}
+
+impl<A: Drawing> Line<A> {
+    fn parse(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        let mut matches = command().try_get_matches_from(&words)?;
+        let Some((_, matches)) = matches
+            .remove_subcommand()
+            .filter(|(name, _)| name == A::NAME)
+        else {
+            return Err(command().error(
+                clap::error::ErrorKind::InvalidSubcommand,
+                format!("this is no command line of {}", A::NAME),
+            ));
+        };
+        Ok(Self {
+            words,
+            args: A::from_arg_matches(&matches)?,
+            matches,
+        })
+    }
+
+    /// What the pictures of this line remember of it.
+    fn remembered(&self) -> settings::Settings {
+        let command = command();
+        let command = command.find_subcommand(A::NAME).expect("it is a command");
+        settings::remembered(command, &self.matches)
+    }
+}
+
 /// The command line as clap knows it, for completions.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs the command line of this process: 0 when all is done, 1 after a failure, 2 for a command line that cannot be meant,
-/// 130 when interrupted.
+/// Runs the command line of this process: 0 when all is done, 1 after a failure or when no row of a batch was drawn, 2 for a
+/// command line that cannot be meant, 3 when some rows failed, 130 when interrupted.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if usage::asks_for_versions(&words[1.min(words.len())..]) {
+        return usage::print_versions();
+    }
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
         Err(err) => return usage::report(&err),
     };
+    match cli.command {
+        Command::Ddpm(_) => start::<ddpm::DdpmArgs>(words),
+        Command::Txt2img(_) => start::<txt2img::Txt2ImgArgs>(words),
+    }
+}
+
+fn start<A: Drawing>(words: Vec<OsString>) -> ExitCode {
+    let line = match Line::<A>::parse(words) {
+        Ok(line) => line,
+        Err(err) => return usage::report(&err),
+    };
     let terminal = Terminal::new();
-    match cli.run(&terminal) {
-        Ok(()) => {
-            terminal.bar().finish_and_clear();
-            ExitCode::SUCCESS
+    match run::run(line, &terminal) {
+        Ok(code) => {
+            terminal.progress().finish();
+            code
         }
         Err(err) => {
             terminal.error(&format!("{err:#}"));
             ExitCode::FAILURE
-        }
-    }
-}
-
-impl Cli {
-    fn run(self, terminal: &Terminal) -> Result<()> {
-        match self.command {
-            Command::Ddpm(args) => ddpm::run(args, terminal),
-            Command::Txt2img(args) => txt2img::run(args, terminal),
         }
     }
 }

@@ -1,44 +1,136 @@
-//! Where the pictures go: names that are given, or made of what is drawn and its seed.
+//! The name of each picture: given, filled in from a pattern, or made up; checked before any work is done.
+use super::output::{About, Field, Output, Pattern, slug};
 use crate::engine::output;
 use anyhow::{Context, Result, bail, ensure};
-use image::RgbImage;
+use std::collections::HashSet;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-/// The bytes of a name's first part: long prompts stay under every file system's 255.
-const SLUG_BYTES: usize = 80;
-
-/// Names for the pictures of one run, in order.
-#[derive(Debug)]
-pub struct Names {
-    style: Style,
-    written: usize,
-}
-
-#[derive(Debug)]
-enum Style {
-    /// `<slug>-<seed>.png` here, the next free `<slug>-<seed>-2.png`, ...
-    MadeUp { slug: String },
-    Given {
+/// Where one picture goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Stdout,
+    /// This path.
+    Path {
         path: PathBuf,
-        images: usize,
         overwrite: bool,
     },
+    /// This path or, where it is taken, the next free `stem-2.png`, `stem-3.png`, ...
+    New(PathBuf),
+}
+
+/// What is at a target already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    Nothing,
+    Picture,
+}
+
+/// The names of a run, so that no two rows want one.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Many rows: names tell them apart, and what exists is done.
+    pub rows: bool,
+    /// Make missing folders.
+    pub parents: bool,
+    /// Nothing is to be written, so missing folders are only counted on.
+    pub dry_run: bool,
+    folders: HashSet<PathBuf>,
+    taken: HashSet<PathBuf>,
 }
 
 impl Names {
-    /// Names in the current folder that are made of `subject` and the seed, and taken by nobody.
-    pub fn made_up(subject: &str) -> Result<Self> {
-        output::check_folder(Path::new("."))
-            .context("without --output the picture goes to the current folder")?;
-        let style = Style::MadeUp {
-            slug: slug(subject),
-        };
-        Ok(Self { style, written: 0 })
+    pub fn new(rows: bool, parents: bool, dry_run: bool) -> Self {
+        Self {
+            rows,
+            parents,
+            dry_run,
+            ..Self::default()
+        }
     }
 
-    /// `path`, or numbered names beside it for several pictures. All are checked now, before any work is done.
-    pub fn given(path: PathBuf, images: usize, overwrite: bool) -> Result<Self> {
-        let folder = output::folder_of(&path);
+    /// Checks, before anything is opened, what does not depend on the model.
+    pub fn check(&mut self, output: Option<&Output>, images: usize, overwrite: bool) -> Result<()> {
+        match output {
+            Some(Output::Stdout) => {
+                ensure!(
+                    images == 1 && !self.rows,
+                    "--output - writes one picture to stdout; give a folder or a pattern for several"
+                );
+                ensure!(
+                    !std::io::stdout().is_terminal(),
+                    "--output - writes a PNG, which a terminal cannot show; send it to a file or a program, or try --show"
+                );
+            }
+            Some(Output::File(path)) => {
+                self.check_folder(path)?;
+                for k in 0..images {
+                    found(&numbered(path, k, images), overwrite, self.rows)?;
+                }
+            }
+            Some(Output::Folder(folder)) => self.check_folder(&folder.join("x.png"))?,
+            Some(Output::Pattern(_)) => {}
+            None => output::check_folder(Path::new("."))
+                .context("without --output the picture goes to the current folder")?,
+        }
+        Ok(())
+    }
+
+    /// The target of picture `k` of a row's `images`, and what is there.
+    pub fn target(
+        &mut self,
+        output: Option<&Output>,
+        overwrite: bool,
+        about: &About,
+        (k, images): (usize, usize),
+    ) -> Result<(Target, Found)> {
+        let path = match output {
+            Some(Output::Stdout) if self.rows => bail!("a row cannot go to stdout; give a file"),
+            Some(Output::Stdout) => return Ok((Target::Stdout, Found::Nothing)),
+            Some(Output::File(path)) => numbered(path, k, images),
+            Some(Output::Pattern(pattern)) => self.fill(pattern, about, k, images),
+            Some(Output::Folder(_)) | None => {
+                let folder = match output {
+                    Some(Output::Folder(folder)) => folder.as_path(),
+                    _ => Path::new(""),
+                };
+                if !self.rows {
+                    let name = format!("{}-{}.png", slug(about.prompt), about.seed);
+                    return Ok((Target::New(folder.join(name)), Found::Nothing));
+                }
+                let name = format!("{:04}-{}.png", about.index, slug(about.prompt));
+                numbered(&folder.join(name), k, images)
+            }
+        };
+        ensure!(
+            self.taken.insert(path.clone()),
+            "{} is an earlier picture of this run; tell them apart, as in --output {{index}}-{{seed}}.png",
+            path.display()
+        );
+        self.check_folder(&path)?;
+        let found = found(&path, overwrite, self.rows)?;
+        Ok((Target::Path { path, overwrite }, found))
+    }
+
+    fn fill(&self, pattern: &Pattern, about: &About, k: usize, images: usize) -> PathBuf {
+        // Within a lone row the pictures are what is counted.
+        let index = if self.rows { about.index } else { k + 1 };
+        let path = pattern.fill(&About {
+            index,
+            ..about.clone()
+        });
+        match pattern.has(Field::Seed) || (pattern.has(Field::Index) && !self.rows) {
+            true => path,
+            false => numbered(&path, k, images),
+        }
+    }
+
+    /// Checks the folder that `path` is in, once for each folder.
+    fn check_folder(&mut self, path: &Path) -> Result<()> {
+        let folder = output::folder_of(path);
+        if self.folders.contains(folder) {
+            return Ok(());
+        }
         match std::fs::metadata(folder) {
             Ok(found) if found.is_dir() => output::check_folder(folder)?,
             Ok(_) => bail!(
@@ -46,56 +138,66 @@ impl Names {
                 path.display(),
                 folder.display()
             ),
+            Err(err) if self.parents && err.kind() == ErrorKind::NotFound => {
+                if self.dry_run {
+                    return Ok(());
+                }
+                std::fs::create_dir_all(folder)
+                    .with_context(|| format!("the folder {} cannot be made", folder.display()))?;
+            }
             Err(err) => {
                 return Err(err).with_context(|| {
                     format!(
-                        "--output {}: make the folder {} first",
+                        "--output {}: make the folder {} first, or add --parents",
                         path.display(),
                         folder.display()
                     )
                 });
             }
         }
-        for k in 0..images {
-            check_target(&numbered(&path, k, images), overwrite)?;
+        self.folders.insert(folder.to_owned());
+        Ok(())
+    }
+}
+
+impl Target {
+    /// The path that was wished for; None on stdout.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Stdout => None,
+            Self::Path { path, .. } | Self::New(path) => Some(path),
         }
-        let style = Style::Given {
-            path,
-            images,
-            overwrite,
-        };
-        Ok(Self { style, written: 0 })
     }
 
-    /// Writes the next picture and tells where.
-    pub fn write(&mut self, seed: u64, picture: &RgbImage) -> Result<PathBuf> {
-        let k = self.written;
-        self.written += 1;
-        match &self.style {
-            Style::MadeUp { slug } => {
-                output::write_png_as_new(free_names(format!("{slug}-{seed}.png").into()), picture)
+    /// Writes the file; the path that it has, None on stdout.
+    pub fn write(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
+        match self {
+            Self::Stdout => {
+                let mut stdout = std::io::stdout().lock();
+                let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
+                written.context("writing to stdout")?;
+                Ok(None)
             }
-            Style::Given {
+            Self::Path {
                 path,
-                images,
-                overwrite,
+                overwrite: true,
             } => {
-                let path = numbered(path, k, *images);
-                if *overwrite {
-                    output::write_png(&path, picture, true)?;
-                    return Ok(path);
-                }
-                // The name was free when the run began. Should someone have taken it since, the work is not thrown away.
-                let written = output::write_png_as_new(free_names(path.clone()), picture)?;
-                if written != path {
+                output::write(path, bytes, true)?;
+                Ok(Some(path.clone()))
+            }
+            Self::Path { path, .. } => {
+                // The name was free when it was checked. Should someone have taken it since, the work is not thrown away.
+                let written = output::write_as_new(free_names(path.clone()), bytes)?;
+                if written != *path {
                     tracing::warn!(
                         "{} was made meanwhile; the picture is {}",
                         path.display(),
                         written.display()
                     );
                 }
-                Ok(written)
+                Ok(Some(written))
             }
+            Self::New(path) => output::write_as_new(free_names(path.clone()), bytes).map(Some),
         }
     }
 }
@@ -115,10 +217,11 @@ pub fn model_name(model: &str) -> String {
         .unwrap_or_default()
 }
 
-fn check_target(path: &Path, overwrite: bool) -> Result<()> {
+/// What is at `path`; an error where it must not be touched. Among rows, what exists is done.
+fn found(path: &Path, overwrite: bool, rows: bool) -> Result<Found> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(err) => return Err(err).with_context(|| format!("--output {}", path.display())),
     };
     ensure!(
@@ -128,7 +231,7 @@ fn check_target(path: &Path, overwrite: bool) -> Result<()> {
         path.join("picture.png").display()
     );
     ensure!(
-        overwrite,
+        overwrite || rows,
         "{} exists; add --overwrite to replace it, or give another --output",
         path.display()
     );
@@ -137,7 +240,11 @@ fn check_target(path: &Path, overwrite: bool) -> Result<()> {
         "--output {} is not an ordinary file, so it is not replaced; give another name",
         path.display()
     );
-    Ok(())
+    Ok(if overwrite {
+        Found::Nothing
+    } else {
+        Found::Picture
+    })
 }
 
 /// The name of picture `k`: `path` itself when it is alone, else `stem-1.png`, `stem-2.png`, ...
@@ -145,75 +252,27 @@ fn numbered(path: &Path, k: usize, images: usize) -> PathBuf {
     if images == 1 {
         path.to_owned()
     } else {
-        with_number(path, k + 1)
+        with_suffix(path, &(k + 1).to_string())
     }
 }
 
 /// `path`, then `stem-2.png`, `stem-3.png`, ... without end.
 fn free_names(path: PathBuf) -> impl Iterator<Item = PathBuf> {
     let others = path.clone();
-    std::iter::once(path).chain((2..).map(move |n| with_number(&others, n)))
+    std::iter::once(path).chain((2..).map(move |n: u64| with_suffix(&others, &n.to_string())))
 }
 
-fn with_number(path: &Path, n: usize) -> PathBuf {
+/// `stem-suffix.png`
+pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
-    name.push(format!("-{n}."));
+    name.push(format!("-{suffix}."));
     name.push(path.extension().unwrap_or_default());
     path.with_file_name(name)
-}
-
-/// Letters and digits of any script, in lower case, with single hyphens for all that is between them.
-fn slug(subject: &str) -> String {
-    let mut slug = String::new();
-    for word in subject
-        .split(|c: char| !c.is_alphanumeric())
-        .filter(|word| !word.is_empty())
-    {
-        let word = word.to_lowercase();
-        let hyphen = usize::from(!slug.is_empty());
-        if slug.len() + hyphen + word.len() > SLUG_BYTES {
-            if slug.is_empty() {
-                // One endless word, or a script without spaces.
-                slug.extend(word.chars().scan(0, |bytes, c| {
-                    *bytes += c.len_utf8();
-                    (*bytes <= SLUG_BYTES).then_some(c)
-                }));
-            }
-            break;
-        }
-        if hyphen == 1 {
-            slug.push('-');
-        }
-        slug.push_str(&word);
-    }
-    if slug.is_empty() {
-        "picture".to_owned()
-    } else {
-        slug
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn a_prompt_becomes_a_name_that_every_shell_takes() {
-        assert_eq!(slug("Astronaut riding a horse"), "astronaut-riding-a-horse");
-        assert_eq!(slug("../../etc/passwd"), "etc-passwd");
-        assert_eq!(slug("  -rf *  "), "rf");
-        assert_eq!(slug("Füchse im 雪"), "füchse-im-雪");
-        assert_eq!(slug(""), "picture");
-        assert_eq!(slug("🦊!\0\n"), "picture");
-    }
-
-    #[test]
-    fn long_prompts_are_cut_between_words_and_endless_words_between_letters() {
-        // 13 words of 6 bytes with their hyphens, less the last hyphen.
-        assert_eq!(slug(&"horse ".repeat(50)), ["horse"; 13].join("-"));
-        assert_eq!(slug(&"馬".repeat(50)), "馬".repeat(26));
-    }
 
     #[test]
     fn a_model_is_named_by_its_last_part() {
@@ -233,13 +292,22 @@ mod tests {
         assert_eq!(free, names.map(PathBuf::from));
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-        #[test]
-        fn any_text_makes_a_short_name_of_letters_digits_and_hyphens(text in any::<String>()) {
-            let slug = slug(&text);
-            prop_assert!(!slug.is_empty() && slug.len() <= SLUG_BYTES);
-            prop_assert!(slug.split('-').all(|word| !word.is_empty()), "{}", slug);
-        }
+    #[test]
+    fn two_rows_may_not_have_one_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let output = Output::File(folder.path().join("cat.png"));
+        let about = About {
+            index: 1,
+            seed: 7,
+            prompt: "a cat",
+            model: "m",
+            scheduler: "ddim",
+            steps: 3,
+        };
+        let mut names = Names::new(true, false, false);
+        assert!(names.target(Some(&output), false, &about, (0, 1)).is_ok());
+        let again = names.target(Some(&output), false, &about, (0, 1));
+        let message = again.expect_err("the name is taken").to_string();
+        assert!(message.contains("{index}-{seed}.png"), "{message}");
     }
 }

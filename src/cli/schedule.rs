@@ -22,11 +22,8 @@ pub struct ScheduleArgs {
     #[arg(long, value_name = "SHARE", value_parser = share, allow_negative_numbers = true)]
     eta: Option<f64>,
     /// Print the timesteps, noise levels and keys of the run in place of drawing
-    #[arg(long)]
+    #[arg(long, conflicts_with = "prompts")]
     pub print_schedule: bool,
-    /// Print the schedule as JSON
-    #[arg(long, requires = "print_schedule")]
-    pub json: bool,
 }
 
 impl ScheduleArgs {
@@ -39,19 +36,19 @@ impl ScheduleArgs {
             eta: self.eta,
         }
     }
+}
 
-    /// Prints the report on stdout, as a table or as JSON.
-    pub fn print(&self, report: &Report) -> Result<()> {
-        let text = if self.json {
-            format!("{:#}\n", report.json())
-        } else {
-            table(report)
-        };
-        match io::stdout().write_all(text.as_bytes()) {
-            // Nobody reads any more.
-            Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("writing to stdout"),
-        }
+/// Prints the report on stdout, as a table or as JSON.
+pub fn print(report: &Report, as_json: bool) -> Result<()> {
+    let text = if as_json {
+        format!("{:#}\n", report.json())
+    } else {
+        table(report)
+    };
+    match io::stdout().write_all(text.as_bytes()) {
+        // Nobody reads any more.
+        Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
     }
 }
 

@@ -1,103 +1,83 @@
 //! What the user sees: paths on stdout; the log, the bar and errors on stderr, which share one terminal without tearing it.
-use super::usage::one_line;
-use crate::engine::{output, pipelines::Sampling, progress, runtime::Runtime};
+use super::{blocks, usage::one_line};
+use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
-use indicatif::ProgressBar;
+use image::RgbImage;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::{FmtSpan, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::{LookupSpan, Scope};
 
-/// The two streams and the bar between them.
+/// The two streams and the progress between them.
 pub struct Terminal {
-    /// Hidden until the first step, so that it is never drawn too early.
-    bar: ProgressBar,
-    quiet: AtomicBool,
+    /// Hidden until the run starts, so that it is never drawn too early.
+    progress: Arc<Progress>,
 }
 
 impl Terminal {
     pub fn new() -> Self {
         Self {
-            bar: ProgressBar::hidden(),
-            quiet: AtomicBool::new(false),
+            progress: Arc::new(Progress::hidden()),
         }
     }
 
-    pub fn bar(&self) -> &ProgressBar {
-        &self.bar
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
-    /// Starts the log and the answer to Ctrl-C.
+    /// Starts the log, the progress where a person watches and has not asked for silence, and the answer to Ctrl-C.
     pub fn start(&self, quiet: bool, verbose: u8) -> Result<()> {
-        self.quiet.store(quiet, Ordering::Relaxed);
         self.start_log(quiet, verbose);
-        let bar = self.bar.clone();
+        if !quiet && io::stderr().is_terminal() {
+            self.progress.show();
+        }
+        let progress = self.progress.clone();
         // SIGTERM and SIGHUP keep their defaults: nohup stays what it is.
         ctrlc::set_handler(move || {
             let _writing = output::hold_writes();
-            bar.finish_and_clear();
+            progress.finish();
             std::process::exit(130);
         })
         .context("answering Ctrl-C")
     }
 
-    /// One line with all that repeats the run.
-    pub fn describe(
-        &self,
-        model: &str,
-        revision: &str,
-        sampling: &Sampling,
-        summary: &str,
-        runtime: &Runtime,
-    ) {
-        let revision = if Path::new(model).exists() {
-            String::new()
-        } else {
-            format!(" at {revision}")
-        };
-        let images = match sampling.images {
-            1 => String::new(),
-            n => format!(", {n} pictures"),
-        };
-        tracing::info!(
-            "{model}{revision}, {summary}, seed {}{images}, {runtime}",
-            sampling.seed
-        );
-    }
-
-    /// Whether bars may be drawn: a person watches and has not asked for silence.
-    pub fn shows_progress(&self) -> bool {
-        !self.quiet.load(Ordering::Relaxed) && io::stderr().is_terminal()
-    }
-
-    pub fn show_bar(&self, calls: u64) {
-        if !self.quiet.load(Ordering::Relaxed) {
-            progress::show(&self.bar, calls);
-        }
-    }
-
-    /// Tells on stdout where a picture is.
-    pub fn print_path(&self, path: &Path) -> Result<()> {
-        let line = self
-            .bar
-            .suspend(|| writeln!(io::stdout(), "{}", path.display()));
-        match line {
+    /// Prints a line on stdout.
+    pub fn print(&self, line: &str) -> Result<()> {
+        let printed = self.progress.suspend(|| writeln!(io::stdout(), "{line}"));
+        match printed {
             // Nobody reads any more; the pictures are wanted all the same.
             Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
             other => other.context("writing to stdout"),
         }
     }
 
-    /// Ends the bar and prints one line.
+    /// Draws a picture where the terminal is.
+    pub fn show(&self, picture: &RgbImage) -> Result<()> {
+        let (rows, columns) = console::Term::stdout().size();
+        let text = blocks::draw(
+            picture,
+            (columns.into(), rows.into()),
+            blocks::Colours::of_terminal(),
+        );
+        self.print(text.trim_end())
+    }
+
+    /// Prints one line of what went wrong, and goes on.
+    pub fn complain(&self, message: &str) {
+        self.progress.suspend(|| {
+            // With stderr closed there is nowhere left to say so; the exit code still tells.
+            let _ = writeln!(io::stderr(), "diffuse: {}", one_line(message));
+        });
+    }
+
+    /// Ends the progress and prints one line of what went wrong.
     pub fn error(&self, message: &str) {
-        self.bar.finish_and_clear();
-        // With stderr closed there is nowhere left to say so; the exit code still tells.
-        let _ = writeln!(io::stderr(), "diffuse: {}", one_line(message));
+        self.progress.finish();
+        self.complain(message);
     }
 
     fn start_log(&self, quiet: bool, verbose: u8) {
@@ -112,14 +92,13 @@ impl Terminal {
             .filter(|filter| !quiet && !filter.is_empty());
         let filter = asked.as_deref().map(EnvFilter::try_new);
         let wrong = matches!(filter, Some(Err(_)));
-        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         tracing_subscriber::fmt()
             .with_env_filter(
                 filter
                     .and_then(Result::ok)
                     .unwrap_or_else(|| EnvFilter::new(default)),
             )
-            .with_ansi(io::stderr().is_terminal() && !no_color)
+            .with_ansi(colours(io::stderr().is_terminal()))
             .log_internal_errors(false)
             .with_span_events(if verbose > 0 {
                 FmtSpan::CLOSE
@@ -129,13 +108,25 @@ impl Terminal {
             .event_format(Short {
                 stages: verbose > 0,
             })
-            .with_writer(AroundBar(self.bar.clone()))
+            .with_writer(AroundBar(self.progress.clone()))
             .init();
         if wrong {
             tracing::warn!(
                 "RUST_LOG is not a filter, so {default} is used; write it as in diffuse=debug"
             );
         }
+    }
+}
+
+/// Whether there is colour, by the usual variables: NO_COLOR (no-color.org), CLICOLOR and CLICOLOR_FORCE (bixense.com/clicolors).
+fn colours(terminal: bool) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let is_zero = |value: std::ffi::OsString| value == "0";
+    match (set("NO_COLOR"), set("CLICOLOR_FORCE"), set("CLICOLOR")) {
+        (Some(_), _, _) => false,
+        (_, Some(force), _) if !is_zero(force.clone()) => true,
+        (_, _, Some(wish)) => terminal && !is_zero(wish),
+        _ => terminal,
     }
 }
 
@@ -184,7 +175,7 @@ where
 }
 
 /// stderr, with the bar out of the way while a line is written.
-struct AroundBar(ProgressBar);
+struct AroundBar(Arc<Progress>);
 
 impl<'a> MakeWriter<'a> for AroundBar {
     type Writer = Line<'a>;
@@ -194,7 +185,7 @@ impl<'a> MakeWriter<'a> for AroundBar {
     }
 }
 
-struct Line<'a>(&'a ProgressBar);
+struct Line<'a>(&'a Progress);
 
 impl Write for Line<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

@@ -1,12 +1,9 @@
 //! `diffuse txt2img`: a picture of what a text says.
-use super::args::{self, MachineArgs, OutputArgs, RevisionArgs, SamplingArgs};
-use super::schedule;
-use super::terminal::Terminal;
+use super::args::{self, SharedArgs};
+use super::{Drawing, schedule};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::pipelines::{
-    self,
-    txt2img::{Txt2ImgPlan, Txt2ImgRequest},
-};
+use crate::engine::pipelines::txt2img::{self, Txt2ImgRequest, Txt2ImgSystem};
+use crate::engine::schedulers::SchedulerConfig;
 use anyhow::Result;
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
@@ -15,14 +12,12 @@ use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 #[command(after_help = EXAMPLES)]
 pub struct Txt2ImgArgs {
     /// What to draw
-    #[arg(required_unless_present = "print_schedule")]
+    #[arg(required_unless_present_any = ["prompts", "from", "print_schedule"])]
     prompt: Option<String>,
     /// A folder in the diffusers layout, or a model on huggingface.co
-    #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
           value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     model: String,
-    #[command(flatten)]
-    revision: RevisionArgs,
     /// How closely the picture follows the text; 1 or less is no guidance
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true,
           value_parser = args::guidance_scale)]
@@ -46,11 +41,7 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     height: Option<u32>,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    output: OutputArgs,
-    #[command(flatten)]
-    machine: MachineArgs,
+    shared: SharedArgs,
 }
 
 const EXAMPLES: &str = "\
@@ -59,40 +50,44 @@ Examples:
   diffuse txt2img \"a lighthouse at dusk\" --negative-prompt \"people\" --seed 7 -n 4 -o lighthouse.png
   diffuse txt2img \"a fox\" --model ./my-model --scheduler dpmpp-2m --width 768 --height 512";
 
-pub fn run(args: Txt2ImgArgs, terminal: &Terminal) -> Result<()> {
-    args.machine.start(terminal)?;
-    let sampling = args.sampling.sampling();
-    if args.sampling.schedule.print_schedule {
-        let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
-        let report = pipelines::report(pipelines::txt2img::scheduler(&checkpoint)?, &sampling)?;
-        return args.sampling.schedule.print(&report);
+impl Drawing for Txt2ImgArgs {
+    const NAME: &'static str = "txt2img";
+    const HAS_PROMPT: bool = true;
+    type System = Txt2ImgSystem;
+
+    fn model(&self) -> &str {
+        &self.model
     }
-    let prompt = args.prompt.unwrap_or_default();
-    let mut names = args.output.names(&prompt, &sampling)?;
-    let runtime = args.machine.runtime()?;
-    let checkpoint = Checkpoint::open(&args.model, &args.revision.revision)?;
-    checkpoint.show_downloads(terminal.shows_progress());
-    let request = Txt2ImgRequest {
-        prompt,
-        negative_prompt: args.negative_prompt,
-        guidance_scale: args.guidance_scale,
-        guidance_rescale: args.guidance_rescale,
-        width: args.width,
-        height: args.height,
-        sampling: sampling.clone(),
-    };
-    let plan = Txt2ImgPlan::new(&checkpoint, request)?;
-    terminal.describe(
-        &args.model,
-        &args.revision.revision,
-        &sampling,
-        &plan.summary(),
-        &runtime,
-    );
-    let calls = plan.unet_calls();
-    let txt2img = plan.load(&checkpoint, &runtime)?;
-    terminal.show_bar(calls);
-    txt2img.generate(terminal.bar(), |seed, picture| {
-        terminal.print_path(&names.write(seed, &picture)?)
-    })
+
+    fn shared(&self) -> &SharedArgs {
+        &self.shared
+    }
+
+    fn prompts(&self) -> (&str, &str) {
+        (
+            self.prompt.as_deref().unwrap_or_default(),
+            &self.negative_prompt,
+        )
+    }
+
+    fn request(&self) -> Txt2ImgRequest {
+        let (prompt, negative_prompt) = self.prompts();
+        Txt2ImgRequest {
+            prompt: prompt.to_owned(),
+            negative_prompt: negative_prompt.to_owned(),
+            guidance_scale: self.guidance_scale,
+            guidance_rescale: self.guidance_rescale,
+            width: self.width,
+            height: self.height,
+            sampling: self.shared.sampling.sampling(),
+        }
+    }
+
+    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+        txt2img::scheduler(checkpoint)
+    }
+
+    fn read(checkpoint: &Checkpoint) -> Result<Txt2ImgSystem> {
+        Txt2ImgSystem::read(checkpoint)
+    }
 }

@@ -1,5 +1,7 @@
 //! Command lines that cannot be meant: one line of what was given, what is accepted, what to type.
+use crate::engine::{kernels, memory};
 use clap::error::ErrorKind;
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -19,6 +21,59 @@ pub fn report(err: &clap::Error) -> ExitCode {
     ExitCode::from(err.exit_code() as u8)
 }
 
+/// Whether the command line is `--version --verbose`.
+pub fn asks_for_versions(words: &[OsString]) -> bool {
+    let has = |long: &str, short: &str| words.iter().any(|word| word == long || word == short);
+    let alone = has("--version", "-V") && has("--verbose", "-v") && words.len() == 2;
+    alone || matches!(words, [word] if word == "-Vv" || word == "-vV")
+}
+
+/// The version, what it was built with and what it finds here.
+pub fn print_versions() -> ExitCode {
+    let features = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+    ];
+    let features: Vec<_> = features
+        .iter()
+        .filter_map(|(name, on)| on.then_some(*name))
+        .collect();
+    let features = match features.is_empty() {
+        true => "none".to_owned(),
+        false => features.join(" "),
+    };
+    let cuda = match (cfg!(feature = "cuda"), crate::engine::runtime::cuda_card()) {
+        (false, _) => "not in this build".to_owned(),
+        (true, Ok(())) => "cuda:0 is ready".to_owned(),
+        (true, Err(reason)) => format!("{reason:#}"),
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let memory = memory::available().map_or("unknown".to_owned(), memory::gigabytes);
+    let lines = [
+        format!("diffuse {}", env!("CARGO_PKG_VERSION")),
+        format!("features  {features}"),
+        format!(
+            "platform  {} {}{}",
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            if cfg!(debug_assertions) {
+                ", debug build"
+            } else {
+                ""
+            }
+        ),
+        format!(
+            "kernels   {}, {threads} threads",
+            kernels::instruction_set()
+        ),
+        format!("memory    {memory} free"),
+        format!("cuda      {cuda}"),
+    ];
+    // A closed stream is the reader's choice.
+    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
+    ExitCode::SUCCESS
+}
+
 /// Clap's paragraphs in one line, without the usage.
 fn line(message: &str) -> String {
     // An error in a value carries no usage, so the command's name is looked for where the user wrote it.
@@ -27,13 +82,21 @@ fn line(message: &str) -> String {
         Some(name) if name == "txt2img" => "diffuse txt2img --help",
         _ => "diffuse --help",
     };
+    format!("{} (see {help})", sentence(message))
+}
+
+/// What clap found wrong, in one line.
+pub fn plain(err: &clap::Error) -> String {
+    sentence(&err.to_string())
+}
+
+fn sentence(message: &str) -> String {
     let message = message.strip_prefix("error: ").unwrap_or(message);
-    let parts: Vec<_> = message
+    let parts = message
         .split("\n\n")
         .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
-        .map(one_line)
-        .collect();
-    format!("{} (see {help})", parts.join("; "))
+        .map(one_line);
+    parts.collect::<Vec<_>>().join("; ")
 }
 
 /// `text` with every run of white space and control characters as one space.

@@ -1,14 +1,25 @@
-//! Whether a picture of a size can be made in this machine's memory, told before any work.
+//! Memory: whether a picture of a size can be made in it, told before any work, and what was taken.
 use anyhow::{Result, bail};
+
+/// What the program takes without a model: its code, the tokenizer's tables, the threads' stacks.
+pub const OWN: u64 = 40 << 20;
 
 /// Bytes that can be had without swapping; None where the system does not say.
 pub fn available() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find(|line| line.starts_with("MemAvailable:"))?;
+    kilobytes("/proc/meminfo", "MemAvailable:")
+}
+
+/// The bytes that a line `name: N kB` of `file` tells.
+fn kilobytes(file: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(name))?;
     let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kilobytes << 10)
+}
+
+/// The most bytes that this process ever held in memory; None where the system does not say.
+pub fn peak() -> Option<u64> {
+    kilobytes("/proc/self/status", "VmHWM:")
 }
 
 /// Refuses what needs more than `available` bytes. `what` names the thing and `try_instead` what to type.
@@ -25,8 +36,12 @@ pub fn check(need: u64, available: Option<u64>, what: &str, try_instead: &str) -
     }
 }
 
-fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
+/// `"4.2 GB"`, or `"44 MB"` of less than one.
+pub fn gigabytes(bytes: u64) -> String {
+    match bytes {
+        1_000_000_000.. => format!("{:.1} GB", bytes as f64 / 1e9),
+        _ => format!("{} MB", bytes.div_ceil(1_000_000)),
+    }
 }
 
 #[cfg(test)]

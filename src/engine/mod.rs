@@ -1,6 +1,8 @@
 //! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
 pub mod allocator;
+pub mod animate;
 pub mod checkpoint;
+pub mod cost;
 pub mod denoise;
 pub mod kernels;
 pub mod memory;
@@ -9,6 +11,10 @@ pub mod nn;
 pub mod noise;
 pub mod output;
 pub mod pipelines;
+pub mod png;
+pub mod preview;
 pub mod progress;
+pub mod provenance;
 pub mod runtime;
 pub mod schedulers;
+pub mod sheet;

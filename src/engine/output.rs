@@ -1,7 +1,7 @@
-//! Pixels and PNG files: `[-1, 1]` to 8 bits as diffusers' image processor does, and files that appear whole or not at all.
+//! Pixels and files: `[-1, 1]` to 8 bits as diffusers' image processor does, and files that appear whole or not at all.
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use image::{ImageEncoder, RgbImage, codecs::png::PngEncoder};
+use image::RgbImage;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -50,11 +50,10 @@ fn to_byte(x: f32) -> u8 {
     ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }
 
-/// Writes a PNG at `path`: beside it first, then renamed. Without `overwrite` a file that exists is an error.
-pub fn write_png(path: &Path, picture: &RgbImage, overwrite: bool) -> Result<()> {
-    let png = encode(picture)?;
+/// Writes a file at `path`: beside it first, then renamed. Without `overwrite` a file that exists is an error.
+pub fn write(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
     let placed =
-        place(path, &png, overwrite).with_context(|| format!("writing {}", path.display()))?;
+        place(path, bytes, overwrite).with_context(|| format!("writing {}", path.display()))?;
     ensure!(
         placed,
         "{} exists; add --overwrite to replace it",
@@ -63,14 +62,10 @@ pub fn write_png(path: &Path, picture: &RgbImage, overwrite: bool) -> Result<()>
     Ok(())
 }
 
-/// Writes a PNG at the first of `names` that is free, also when other processes take names at the same moment.
-pub fn write_png_as_new(
-    names: impl IntoIterator<Item = PathBuf>,
-    picture: &RgbImage,
-) -> Result<PathBuf> {
-    let png = encode(picture)?;
+/// Writes a file at the first of `names` that is free, also when other processes take names at the same moment.
+pub fn write_as_new(names: impl IntoIterator<Item = PathBuf>, bytes: &[u8]) -> Result<PathBuf> {
     for path in names {
-        if place(&path, &png, false).with_context(|| format!("writing {}", path.display()))? {
+        if place(&path, bytes, false).with_context(|| format!("writing {}", path.display()))? {
             return Ok(path);
         }
     }
@@ -93,19 +88,6 @@ pub fn folder_of(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
-}
-
-fn encode(picture: &RgbImage) -> Result<Vec<u8>> {
-    let mut png = Vec::new();
-    PngEncoder::new(&mut png)
-        .write_image(
-            picture,
-            picture.width(),
-            picture.height(),
-            image::ExtendedColorType::Rgb8,
-        )
-        .context("encoding the PNG")?;
-    Ok(png)
 }
 
 /// Puts `bytes` at `path`; false when the name is taken and may not be.
@@ -136,6 +118,7 @@ fn place(path: &Path, bytes: &[u8], overwrite: bool) -> std::io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::png;
     use proptest::prelude::*;
 
     fn picture(width: u32, height: u32, bytes: Vec<u8>) -> RgbImage {
@@ -206,15 +189,12 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("a.png");
         std::fs::write(&path, "mine")?;
-        let white = picture(1, 1, vec![255; 3]);
-        assert!(write_png(&path, &white, false).is_err());
+        let white = b"white";
+        assert!(write(&path, white, false).is_err());
         assert_eq!(std::fs::read(&path)?, b"mine");
         let next = folder.path().join("b.png");
-        assert_eq!(
-            write_png_as_new([path.clone(), next.clone()], &white)?,
-            next
-        );
-        write_png(&path, &white, true)?;
+        assert_eq!(write_as_new([path.clone(), next.clone()], white)?, next);
+        write(&path, white, true)?;
         assert_eq!(std::fs::read(&path)?, std::fs::read(&next)?);
         assert_eq!(
             std::fs::read_dir(folder.path())?.count(),
@@ -230,7 +210,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir()?;
         let (ours, plain) = (folder.path().join("a.png"), folder.path().join("b"));
-        write_png(&ours, &picture(1, 1, vec![0; 3]), false)?;
+        write(&ours, b"picture", false)?;
         std::fs::write(&plain, "")?;
         let mode = |path| std::fs::metadata(path).map(|m| m.permissions().mode());
         assert_eq!(mode(&ours)?, mode(&plain)?);
@@ -244,13 +224,12 @@ mod tests {
         std::thread::scope(|scope| {
             for k in 0..8u8 {
                 scope.spawn(move || {
-                    write_png_as_new((0..).map(names), &picture(1, 1, vec![k; 3]))
-                        .expect("names are endless")
+                    write_as_new((0..).map(names), &[k]).expect("names are endless")
                 });
             }
         });
         let mut seen: Vec<u8> = (0..8)
-            .map(|k| Ok(image::open(names(k))?.into_rgb8().into_raw()[0]))
+            .map(|k| Ok(std::fs::read(names(k))?[0]))
             .collect::<Result<_>>()?;
         seen.sort_unstable();
         assert_eq!(seen, (0..8).collect::<Vec<_>>());
@@ -268,7 +247,8 @@ mod tests {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let path = folder.path().join("a.png");
             let before = picture(width, height, bytes);
-            write_png(&path, &before, false).expect("the folder is writable");
+            let png = png::encode(&before, &[]).expect("it encodes");
+            write(&path, &png, false).expect("the folder is writable");
             prop_assert_eq!(image::open(&path).expect("a PNG").into_rgb8(), before);
         }
     }

@@ -1,6 +1,6 @@
 //! Where the numbers live and in what precision. The only place that opens a CUDA device.
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 use std::fmt;
 use std::str::FromStr;
 
@@ -87,6 +87,15 @@ impl Runtime {
         }
     }
 
+    /// The device as `--device` takes it.
+    pub fn place(&self) -> String {
+        match self.device.location() {
+            DeviceLocation::Cpu => "cpu".to_string(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+
     /// This runtime with weights and activations in f32.
     pub fn in_f32(&self) -> Self {
         Self {
@@ -98,12 +107,7 @@ impl Runtime {
 
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let device = match self.device.location() {
-            candle_core::DeviceLocation::Cpu => "cpu".to_string(),
-            candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
-            candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
-        };
-        write!(f, "{} on {device}", self.weights.as_str())
+        write!(f, "{} on {}", self.weights.as_str(), self.place())
     }
 }
 
@@ -115,4 +119,9 @@ fn open_cuda(number: usize) -> Result<Device> {
     }
     Device::new_cuda(number)
         .with_context(|| format!("device cuda:{number} cannot be used; use --device cpu"))
+}
+
+/// Whether the first card can be used.
+pub fn cuda_card() -> Result<()> {
+    open_cuda(0).map(|_| ())
 }

@@ -1,4 +1,4 @@
-//! `completions/` is generated from the flags and checked in; these tests keep the two equal.
+//! `completions/`, with the manual pages in `completions/man`, is generated from the flags and checked in; these tests keep the two equal.
 use clap_complete::{Generator, Shell, generate};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,11 +28,36 @@ fn rendered() -> BTreeMap<String, String> {
     shells.map(render).into()
 }
 
+/// The manual pages in the folder `man`.
+fn pages() -> BTreeMap<String, String> {
+    let mut command = diffuse::cli::command().disable_help_subcommand(true);
+    command.build();
+    let page = |command: &clap::Command, name: String| {
+        // The version changes with every release and the pages with the flags alone.
+        let man = clap_mangen::Man::new(command.clone().version("")).title(&name);
+        let mut bytes = Vec::new();
+        man.render(&mut bytes).expect("a vector takes all");
+        let text = String::from_utf8(bytes).expect("pages are UTF-8");
+        (format!("{name}.1"), text)
+    };
+    let mut pages = BTreeMap::from([page(&command, "diffuse".into())]);
+    for sub in command.get_subcommands() {
+        let (name, text) = page(sub, format!("diffuse-{}", sub.get_name()));
+        pages.insert(name, text);
+    }
+    pages
+}
+
 #[test]
 fn completions_are_current() {
     let rendered = rendered();
-    for (name, text) in &rendered {
-        match std::fs::read_to_string(folder().join(name)) {
+    let pages = pages();
+    let man = pages
+        .iter()
+        .map(|(name, text)| (format!("man/{name}"), text));
+    let scripts = rendered.iter().map(|(name, text)| (name.clone(), text));
+    for (name, text) in scripts.chain(man) {
+        match std::fs::read_to_string(folder().join(&name)) {
             Ok(found) => assert!(
                 found == *text,
                 "completions/{name} differs from the flags; {FIX}"
@@ -44,7 +69,7 @@ fn completions_are_current() {
         let name = entry.expect("the entry can be read").file_name();
         let name = name.to_string_lossy();
         assert!(
-            rendered.contains_key(&*name),
+            name == "man" || rendered.contains_key(&*name),
             "completions/{name} belongs to no shell; remove it"
         );
     }
@@ -56,6 +81,30 @@ fn write_completions() {
     std::fs::create_dir_all(folder()).expect("the folder can be made");
     for (name, text) in rendered() {
         std::fs::write(folder().join(name), text).expect("the script can be written");
+    }
+    std::fs::create_dir_all(folder().join("man")).expect("the folder can be made");
+    for (name, text) in pages() {
+        std::fs::write(folder().join("man").join(name), text).expect("the page can be written");
+    }
+}
+
+#[test]
+fn man_reads_the_pages_without_a_word() {
+    for name in pages().keys() {
+        let output = Command::new("man")
+            .args(["--warnings", "-l"])
+            .arg(folder().join("man").join(name))
+            .env("MANWIDTH", "100")
+            .output();
+        let Ok(output) = output else {
+            eprintln!("man is not installed");
+            return;
+        };
+        let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() && warnings.is_empty(),
+            "{name}: {warnings}"
+        );
     }
 }
 

@@ -152,7 +152,7 @@ fn quiet_and_verbose_exclude_each_other() {
 
 #[test]
 fn an_output_that_is_no_png_is_refused() {
-    for name in ["cat.jpg", "cat", "cat.", ".png", "png/", ""] {
+    for name in ["cat.jpg", "cat", "cat.", ".png", ""] {
         fails(&["ddpm", "-o", name], 2, &["'--output <PATH>'"]);
     }
     fails(
@@ -167,7 +167,15 @@ fn an_output_folder_must_exist() {
     fails(
         &["ddpm", "-o", "no/cat.png"],
         1,
-        &["--output no/cat.png", "make the folder no first"],
+        &[
+            "--output no/cat.png",
+            "make the folder no first, or add --parents",
+        ],
+    );
+    fails(
+        &["ddpm", "-o", "no/"],
+        1,
+        &["make the folder no first, or add --parents"],
     );
     let folder = Folder::new();
     std::fs::write(folder.file("file"), "").expect("the folder is writable");
@@ -322,12 +330,18 @@ fn word() -> impl Strategy<Value = String> {
         "--guidance-scale",
         "--guidance-rescale",
         "--negative-prompt",
+        "--prompts",
+        "--batch-size",
+        "--shard",
+        "1/2",
+        "--json",
+        "--parents",
+        "--no-metadata",
         "--scheduler-option",
         "--timesteps",
         "--sigmas",
         "--eta",
         "--print-schedule",
-        "--json",
         "999,500,1",
         "timestep_spacing=trailing",
         "--help",

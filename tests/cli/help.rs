@@ -2,8 +2,9 @@
 use crate::support::Folder;
 use std::path::PathBuf;
 
-const PAGES: [(&str, &[&str]); 3] = [
+const PAGES: [(&str, &[&str]); 4] = [
     ("diffuse", &["--help"]),
+    ("txt2img-short", &["txt2img", "-h"]),
     ("ddpm", &["ddpm", "--help"]),
     ("txt2img", &["txt2img", "--help"]),
 ];
@@ -90,11 +91,66 @@ fn the_version_is_the_manifests() {
 }
 
 #[test]
+fn the_long_version_says_what_was_built_and_what_was_found() {
+    for args in [&["--version", "--verbose"][..], &["-v", "-V"], &["-Vv"]] {
+        let run = Folder::new().run(args);
+        assert_eq!((run.code, run.stderr.as_str()), (Some(0), ""), "{args:?}");
+        let keys = run.stdout.lines().map(|line| line.split(' ').next());
+        let keys: Vec<_> = keys.flatten().collect();
+        let wanted = [
+            "diffuse", "features", "platform", "kernels", "memory", "cuda",
+        ];
+        assert_eq!(keys, wanted, "{}", run.stdout);
+    }
+}
+
+#[test]
+fn colour_follows_the_usual_variables() {
+    let coloured = |variables: &[(&str, &str)]| {
+        let folder = Folder::new();
+        let model = crate::support::asset("tiny-ddpm");
+        let mut command = folder.command([
+            "ddpm", "--model", &model, "--steps", "1", "-o", "a.png", "-v",
+        ]);
+        command
+            .envs(variables.iter().copied())
+            .env("RUST_LOG", "debug");
+        let run = command.output().expect("the program starts");
+        assert!(run.status.success(), "{run:?}");
+        run.stderr.contains(&b'\x1b')
+    };
+    assert!(!coloured(&[]), "there is no colour in a pipe");
+    assert!(coloured(&[("CLICOLOR_FORCE", "1")]));
+    assert!(!coloured(&[("CLICOLOR_FORCE", "0")]));
+    assert!(!coloured(&[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")]));
+    assert!(!coloured(&[("CLICOLOR", "1")]));
+}
+
+#[test]
+fn the_environment_gives_model_and_device_and_flags_go_before_it() {
+    let folder = Folder::new();
+    let (model, other) = (crate::support::asset("tiny-ddpm"), "./no-model");
+    let run = |args: &[&str], model: &str, device: &str| -> crate::support::Run {
+        let mut command = folder.command(args);
+        command
+            .env("DIFFUSE_MODEL", model)
+            .env("DIFFUSE_DEVICE", device);
+        command.output().expect("the program starts").into()
+    };
+    let drawn = run(&["ddpm", "--steps", "1"], &model, "cpu");
+    assert_eq!(drawn.code, Some(0), "{drawn:?}");
+    let refused = run(&["ddpm", "--steps", "1", "--model", other], &model, "cpu");
+    assert!(refused.stderr.contains(other), "{refused:?}");
+    let refused = run(&["ddpm", "--steps", "1"], &model, "gpu");
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+}
+
+#[test]
 fn no_arguments_show_the_help_and_are_a_usage_error() {
     let run = Folder::new().run([""; 0]);
     assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""));
     assert!(
-        run.stderr.contains("Usage: diffuse <COMMAND>"),
+        run.stderr.contains("Usage: diffuse [OPTIONS] <COMMAND>"),
         "{}",
         run.stderr
     );

@@ -1,8 +1,13 @@
 //! The program as its user meets it: arguments in, exit code, files and text out.
+mod batches;
 mod completions;
 mod errors;
 mod help;
+mod look;
+mod names;
 mod pipelines;
+mod provenance;
+mod replay;
 mod schedule;
 mod smoke;
 mod support;

@@ -187,7 +187,7 @@ fn flags_of_the_schedule_that_cannot_be_meant_are_refused_before_the_model_is_op
         (&["--timesteps=9", "--steps=3"], "cannot be used with"),
         (&["--timesteps=9", "--sigmas=3,0"], "cannot be used with"),
         (&["--eta=2"], "give a number from 0 to 1"),
-        (&["--json"], "--print-schedule"),
+        (&["--print-schedule", "--prompts=-"], "cannot be used with"),
     ];
     for (args, words) in cases {
         let run = run("ddpm", args);

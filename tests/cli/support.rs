@@ -1,6 +1,7 @@
 //! A `diffuse` process in a folder of its own, with no way to the network.
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A temporary folder that commands run in.
@@ -35,8 +36,11 @@ impl Folder {
             "RUST_LOG",
             "NO_COLOR",
             "COLUMNS",
+            "CLICOLOR",
             "CLICOLOR_FORCE",
             "HF_TOKEN",
+            "DIFFUSE_MODEL",
+            "DIFFUSE_DEVICE",
         ] {
             command.env_remove(name);
         }
@@ -53,6 +57,35 @@ impl Folder {
         output.into()
     }
 
+    /// A run with `input` on its stdin.
+    pub fn feed<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        args: impl IntoIterator<Item = S>,
+        input: &str,
+    ) -> Run {
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // A program that refuses its arguments closes the pipe early.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        child.wait_with_output().expect("it ends").into()
+    }
+
+    pub fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.file(name), bytes).expect("the folder is writable");
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.file(name))
+            .unwrap_or_else(|err| panic!("{name}: {err}; there are {:?}", self.names()))
+    }
+
     /// The names in the folder, sorted; the hub's cache apart.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<_> = std::fs::read_dir(self.path())
@@ -64,6 +97,42 @@ impl Folder {
         names.sort();
         names
     }
+}
+
+impl Run {
+    /// The objects that `--json` printed.
+    pub fn objects(&self) -> Vec<serde_json::Value> {
+        let lines = self.stdout.lines();
+        lines
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|err| panic!("{err}: {line}")))
+            .collect()
+    }
+}
+
+/// The texts of a PNG by their keywords.
+pub fn texts(png: &[u8]) -> std::collections::BTreeMap<String, String> {
+    let reader = png::Decoder::new(std::io::Cursor::new(png))
+        .read_info()
+        .expect("it is a PNG");
+    let info = reader.info();
+    let plain = info.uncompressed_latin1_text.iter();
+    let utf8 = info.utf8_text.iter();
+    plain
+        .map(|chunk| (chunk.keyword.clone(), chunk.text.clone()))
+        .chain(utf8.map(|chunk| {
+            (
+                chunk.keyword.clone(),
+                chunk.get_text().expect("it is UTF-8"),
+            )
+        }))
+        .collect()
+}
+
+/// Decoded pixels.
+pub fn pixels(png: &[u8]) -> image::RgbImage {
+    image::load_from_memory(png)
+        .expect("it is a picture")
+        .into_rgb8()
 }
 
 impl From<Output> for Run {

@@ -57,23 +57,70 @@ pub fn candidates(dtype: DType) -> Vec<(String, Format, bool)> {
     names
 }
 
+/// A file of weights that a load would read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// In the checkpoint.
+    pub name: String,
+    pub bytes: u64,
+    /// Whether it is on this machine; otherwise a load downloads it.
+    pub here: bool,
+    /// Saved in 16 bits.
+    pub half: bool,
+}
+
+/// Where a component's weights are, by their names in the checkpoint.
+struct Found {
+    names: Vec<String>,
+    format: Format,
+    half: bool,
+}
+
 impl Checkpoint {
     /// Finds the weight files of a component, and downloads them where the checkpoint is on the hub.
     pub fn prepare_weights(&self, component: &str, dtype: DType) -> Result<WeightFiles> {
+        let found = self.find_weights(component, dtype)?;
+        let places = found.names.iter().map(|name| {
+            let place = self.get(name)?;
+            place.with_context(|| format!("{} has no {name}", self.name()))
+        });
+        Ok(WeightFiles {
+            component: component.to_string(),
+            format: found.format,
+            half: found.half,
+            places: places.collect::<Result<_>>()?,
+        })
+    }
+
+    /// What [`Checkpoint::prepare_weights`] would read, with nothing downloaded but the list of a model in parts.
+    pub fn wanted_weights(&self, component: &str, dtype: DType) -> Result<Vec<Wanted>> {
+        let found = self.find_weights(component, dtype)?;
+        let wanted = found.names.into_iter().map(|name| {
+            let (bytes, here) = self.size(&name)?;
+            let half = found.half;
+            Ok(Wanted {
+                name,
+                bytes,
+                here,
+                half,
+            })
+        });
+        wanted.collect()
+    }
+
+    fn find_weights(&self, component: &str, dtype: DType) -> Result<Found> {
         for (name, format, half) in candidates(dtype) {
-            let Some(place) = self.file(component, &name)? else {
+            let Some(inside) = self.find(component, &name)? else {
                 continue;
             };
-            let places = match name.ends_with(".json") {
-                false => vec![place],
-                true => self.shards(component, &place)?,
+            let names = match inside.ends_with(".json") {
+                false => vec![inside],
+                true => self.parts(component, &inside)?,
             };
-            let component = component.to_string();
-            return Ok(WeightFiles {
-                component,
+            return Ok(Found {
+                names,
                 format,
                 half,
-                places,
             });
         }
         bail!(
@@ -83,10 +130,12 @@ impl Checkpoint {
         )
     }
 
-    fn shards(&self, component: &str, index: &Place) -> Result<Vec<Place>> {
-        let names = read_index(index)?;
-        let found = names.iter().map(|name| {
-            self.file(component, name)?
+    fn parts(&self, component: &str, index: &str) -> Result<Vec<String>> {
+        let index = self
+            .get(index)?
+            .context("the index was there a moment ago")?;
+        let found = read_index(&index)?.into_iter().map(|name| {
+            self.find(component, &name)?
                 .with_context(|| format!("{} is missing: {} names it", name, index.display()))
         });
         found.collect()

@@ -6,7 +6,7 @@ use super::json::one_line;
 use anyhow::{Context, Result, anyhow, bail};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
-use indicatif::ProgressBar;
+use indicatif::{MultiProgress, ProgressBar};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
@@ -57,7 +57,8 @@ pub struct Repository {
     api: Api,
     /// The revision to download: the commit of the cache where there is one, so that no two commits are mixed.
     files: ApiRepo,
-    bars: AtomicBool,
+    /// Where the bars of downloads are drawn; nowhere at first.
+    bars: OnceLock<MultiProgress>,
     /// The network is not to be used, or did not answer.
     offline: AtomicBool,
     /// The names of its files and its commit, once the hub was asked.
@@ -105,7 +106,7 @@ impl Repository {
         let wanted = cached.as_deref().unwrap_or(revision).to_string();
         let files = api.repo(Repo::with_revision(id.to_string(), RepoType::Model, wanted));
         let (id, revision) = (id.to_string(), revision.to_string());
-        let (bars, listing) = (AtomicBool::new(false), OnceLock::new());
+        let (bars, listing) = (OnceLock::new(), OnceLock::new());
         Ok(Self {
             id,
             revision,
@@ -119,9 +120,13 @@ impl Repository {
         })
     }
 
-    /// Whether downloads of weights show how far they are.
-    pub fn show_bars(&self, yes: bool) {
-        self.bars.store(yes, Ordering::Relaxed);
+    /// Where downloads of weights show how far they are; the first call counts.
+    pub fn show_bars(&self, bars: &MultiProgress) {
+        let _ = self.bars.set(bars.clone());
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     pub fn commit(&self) -> Option<&str> {
@@ -131,25 +136,40 @@ impl Repository {
 
     /// A file, from the cache or the network; `None` where the repository has none of this name.
     pub fn get(&self, name: &str) -> Result<Option<PathBuf>> {
-        if let Some(path) = self.in_cache(name) {
+        if let Some(path) = self.cached_path(name) {
             return Ok(Some(path));
         }
         match self.listing()? {
             Some(listing) if listing.names.contains(name) => {}
             _ => return Ok(None),
         }
-        if let Some(path) = self.in_cache(name) {
+        if let Some(path) = self.cached_path(name) {
             return Ok(Some(path));
         }
         self.download(name).map(Some)
     }
 
+    /// Whether there is a file of this name, in the cache or the repository.
+    pub fn contains(&self, name: &str) -> Result<bool> {
+        if self.cached_path(name).is_some() {
+            return Ok(true);
+        }
+        let listing = self.listing()?;
+        Ok(listing.is_some_and(|listing| listing.names.contains(name)))
+    }
+
+    /// The bytes of a file, asked of the hub.
+    pub fn size(&self, name: &str) -> Result<u64> {
+        let found = self.api.metadata(&self.files.url(name));
+        Ok(found.map_err(|err| self.explain(err, name))?.size() as u64)
+    }
+
     fn download(&self, name: &str) -> Result<PathBuf> {
         let explain = |err| self.explain(err, name);
         let small = name.ends_with(".json") || name.ends_with(".txt");
-        let bar = match self.bars.load(Ordering::Relaxed) && !small {
-            true => ProgressBar::new(0),
-            false => ProgressBar::hidden(),
+        let bar = match self.bars.get() {
+            Some(bars) if !small => bars.add(ProgressBar::new(0)),
+            _ => ProgressBar::hidden(),
         };
         tracing::info!("downloading {name} of {}", self.id);
         let path = self
@@ -168,14 +188,10 @@ impl Repository {
         }
         if !small {
             // A server that ignores ranges makes a resumed file too long, which the client does not notice.
-            let size = self
-                .api
-                .metadata(&self.files.url(name))
-                .map_err(explain)?
-                .size();
+            let size = self.size(name)?;
             let blob = std::fs::canonicalize(&path)?;
             let found = std::fs::metadata(&blob)?.len();
-            if found != size as u64 {
+            if found != size {
                 std::fs::remove_file(&path).ok();
                 std::fs::remove_file(&blob).ok();
                 bail!(
@@ -207,7 +223,8 @@ impl Repository {
         Some(self.cache.join("snapshots").join(self.commit()?))
     }
 
-    fn in_cache(&self, name: &str) -> Option<PathBuf> {
+    /// Where the cache has a file.
+    pub fn cached_path(&self, name: &str) -> Option<PathBuf> {
         self.snapshot()
             .map(|s| s.join(name))
             .filter(|path| path.is_file())

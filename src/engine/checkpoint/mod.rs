@@ -4,15 +4,20 @@
 //! - [`hub`]: repositories and their cache
 //! - [`place`]: where a file is
 //! - [`files`]: which files hold the weights
+//! - [`identity`]: names and hashes for the picture's metadata
 //! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`], [`pickle`])
 use anyhow::{Context, Result, bail};
+use indicatif::MultiProgress;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 mod files;
 mod header;
 mod hub;
+mod identity;
 pub mod json;
 mod pickle;
 mod place;
@@ -20,7 +25,8 @@ mod read;
 mod torch;
 mod weights;
 
-pub use files::{Format, WeightFiles};
+pub use files::{Format, Wanted, WeightFiles};
+pub use identity::{Identity, hex};
 pub use place::Place;
 pub use weights::{Naming, Weights};
 
@@ -32,6 +38,8 @@ pub struct Checkpoint {
     name: String,
     source: Source,
     index: Map<String, Value>,
+    /// Every file that was handed out, by its name in the checkpoint.
+    read: Mutex<BTreeMap<String, Place>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +73,7 @@ impl Checkpoint {
             name: model.to_string(),
             source,
             index: Map::new(),
+            read: Mutex::default(),
         };
         if let Some(place) = checkpoint.get("model_index.json")? {
             checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
@@ -89,10 +98,10 @@ impl Checkpoint {
         }
     }
 
-    /// Whether downloads of weights show how far they are; at first they do not.
-    pub fn show_downloads(&self, yes: bool) {
+    /// Where downloads of weights show how far they are; before this is called they do not.
+    pub fn show_downloads(&self, bars: &MultiProgress) {
         if let Source::Hub(repository) = &self.source {
-            repository.show_bars(yes);
+            repository.show_bars(bars);
         }
     }
 
@@ -136,14 +145,40 @@ impl Checkpoint {
 
     /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
     pub fn file(&self, component: &str, name: &str) -> Result<Option<Place>> {
+        match self.find(component, name)? {
+            Some(inside) => self.get(&inside),
+            None => Ok(None),
+        }
+    }
+
+    /// The name in the checkpoint of a component's file, if there is one; nothing is downloaded.
+    fn find(&self, component: &str, name: &str) -> Result<Option<String>> {
         let inside = format!("{component}/{name}");
-        if let Some(path) = self.get(&inside)? {
-            return Ok(Some(path));
+        if self.contains(&inside)? {
+            return Ok(Some(inside));
         }
-        match self.is_flat(component)? {
-            true => self.get(name),
-            false => Ok(None),
+        let flat = self.is_flat(component)? && self.contains(name)?;
+        Ok(flat.then(|| name.to_string()))
+    }
+
+    fn contains(&self, name: &str) -> Result<bool> {
+        match &self.source {
+            Source::Folder(folder) => Ok(folder.join(name).exists()),
+            Source::Hub(repository) => repository.contains(name),
         }
+    }
+
+    /// The bytes of a file, and whether it is on this machine.
+    fn size(&self, name: &str) -> Result<(u64, bool)> {
+        let path = match &self.source {
+            Source::Folder(folder) => folder.join(name),
+            Source::Hub(repository) => match repository.cached_path(name) {
+                Some(path) => path,
+                None => return Ok((repository.size(name)?, false)),
+            },
+        };
+        let found = std::fs::metadata(&path).with_context(|| path.display().to_string())?;
+        Ok((found.len(), true))
     }
 
     /// A config as it stands.
@@ -191,11 +226,15 @@ impl Checkpoint {
     }
 
     fn get(&self, name: &str) -> Result<Option<Place>> {
-        Ok(match &self.source {
-            Source::Folder(folder) => Some(folder.join(name))
-                .filter(|path| path.exists())
-                .map(Place::Disk),
-            Source::Hub(repository) => repository.get(name)?.map(Place::Disk),
-        })
+        let found = match &self.source {
+            Source::Folder(folder) => Some(folder.join(name)).filter(|path| path.exists()),
+            Source::Hub(repository) => repository.get(name)?,
+        };
+        let found = found.map(Place::Disk);
+        if let Some(place) = &found {
+            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            read.insert(name.to_string(), place.clone());
+        }
+        Ok(found)
     }
 }

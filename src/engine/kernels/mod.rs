@@ -47,3 +47,8 @@ pub use linear::PackedLinear;
 pub use norm::{GroupNormShape, group_norm, layer_norm};
 pub use packed::Weights;
 pub use scratch::unwritten;
+
+/// The instruction set that the kernels use here, as in "Avx2".
+pub fn instruction_set() -> String {
+    format!("{:?}", simd::Isa::best())
+}

@@ -21,7 +21,7 @@ pub struct VaeConfig {
     #[serde(default = "one_width")]
     pub block_out_channels: Vec<usize>,
     #[serde(default = "one")]
-    layers_per_block: usize,
+    pub layers_per_block: usize,
     #[serde(default = "silu")]
     act_fn: Activation,
     #[serde(default = "four")]

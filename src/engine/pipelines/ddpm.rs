@@ -1,32 +1,28 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
-use super::{
-    Sampling, check_channels, check_memory, choose_scheduler, load, scheduler_config, unet_bytes,
-};
+use super::{Job, Pipeline, Plan, Sampling, System, Watch};
+use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::noise::Noise;
+use crate::engine::progress::{Phase, Progress};
 use crate::engine::runtime::Runtime;
 use crate::engine::schedulers::{SchedulerConfig, SchedulerKind};
-use crate::engine::{denoise::denoise, output};
+use crate::engine::{cost, denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use image::RgbImage;
-use indicatif::ProgressBar;
 
-/// A run that was found possible: sizes, scheduler and seeds are settled, no weight has been read.
-pub struct DdpmPlan {
+/// The configurations of an unconditional model.
+pub struct DdpmSystem {
     unet: UNetConfig,
     scheduler: SchedulerConfig,
-    /// Calls of the model for one picture.
-    calls: usize,
-    sampling: Sampling,
     /// Height and width in pixels.
-    pub size: (usize, usize),
+    size: (usize, usize),
 }
 
-impl DdpmPlan {
-    pub fn new(checkpoint: &Checkpoint, sampling: Sampling) -> Result<Self> {
+impl DdpmSystem {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         check_pipeline(checkpoint)?;
         let unet = checkpoint
             .config::<UNetFile>("unet")?
@@ -43,54 +39,61 @@ impl DdpmPlan {
                 && width.is_multiple_of(1 << halvings),
             "unet/config.json: sample_size {height}x{width} cannot be halved {halvings} times"
         );
-        check_memory(
-            unet_bytes(&unet, 1, (height, width)),
-            height,
-            width,
-            "this model has one size: run it on a larger machine",
-        )?;
         ensure!(
             matches!(unet.in_channels, 1 | 3),
             "unet/config.json: in_channels = {}: a picture has 3, or 1",
             unet.in_channels
         );
 
-        let (scheduler, calls) = choose_scheduler(scheduler(checkpoint)?, &sampling)?;
-        check_channels(&scheduler, unet.in_channels, unet.out_channels)?;
+        let scheduler = scheduler(checkpoint)?;
         Ok(Self {
             unet,
             scheduler,
-            calls,
-            sampling,
             size: (height, width),
         })
     }
+}
 
-    /// Calls of the UNet for all pictures.
-    pub fn unet_calls(&self) -> u64 {
-        (self.calls * self.sampling.images) as u64
+impl System for DdpmSystem {
+    type Request = Sampling;
+
+    fn plan(&self, sampling: &Sampling) -> Result<Plan> {
+        let (scheduler, request, calls) = choose_scheduler(self.scheduler.clone(), sampling)?;
+        check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
+        let plan = Plan {
+            scheduler,
+            request,
+            calls,
+            size: self.size,
+            text: None,
+            working_bytes: unet_bytes(&self.unet, 1, self.size),
+            work: calls as f64 * cost::unet_call(&self.unet, self.size, 0),
+        };
+        plan.check_memory(1, "this model has one size: run it on a larger machine")?;
+        Ok(plan)
     }
 
-    /// What else a person needs to repeat the run.
-    pub fn summary(&self) -> String {
-        format!(
-            "{}x{}, {} steps of {}",
-            self.size.1,
-            self.size.0,
-            self.sampling.request().steps,
-            self.scheduler.kind().name()
-        )
+    fn components(&self) -> &'static [&'static str] {
+        &["unet"]
     }
 
-    pub fn load(self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Ddpm> {
-        let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
-            UNet::load(&self.unet, vb, runtime.activations())
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        _only: Option<&Plan>,
+        progress: &Progress,
+    ) -> Result<Box<dyn Pipeline>> {
+        let unet = progress.phase(Phase::Load, || {
+            load(checkpoint, "unet", runtime, Naming::default(), |vb| {
+                UNet::load(&self.unet, vb, runtime.activations())
+            })
         })?;
-        Ok(Ddpm {
-            plan: self,
+        Ok(Box::new(Ddpm {
             unet,
+            channels: self.unet.in_channels,
             runtime: runtime.clone(),
-        })
+        }))
     }
 }
 
@@ -115,34 +118,34 @@ pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
     })
 }
 
-/// A plan with its weights.
-pub struct Ddpm {
-    plan: DdpmPlan,
+struct Ddpm {
     unet: UNet,
+    channels: usize,
     runtime: Runtime,
 }
 
-impl Ddpm {
-    /// Draws the pictures one after another and hands each over, with its seed, as soon as it is done.
-    pub fn generate(
-        &self,
-        bar: &ProgressBar,
-        mut on_image: impl FnMut(u64, RgbImage) -> Result<()>,
-    ) -> Result<()> {
-        let (h, w) = self.plan.size;
-        for seed in self.plan.sampling.seeds() {
-            let mut noise = Noise::new(seed, 1);
-            let mut scheduler = self.plan.scheduler.build(&self.plan.sampling.request())?;
-            let start = noise.normal(
-                (self.plan.unet.in_channels, h, w),
-                DType::F32,
-                &self.runtime.device,
-            )?;
-            let x = denoise(&mut *scheduler, &start, &mut noise, bar, |x, t| {
-                self.unet.forward(x, t, None)
-            })?;
-            on_image(seed, output::to_rgb(&x.get(0)?)?)?;
-        }
-        Ok(())
+impl Pipeline for Ddpm {
+    fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>> {
+        let plan = jobs.first().context("no picture was asked for")?.plan;
+        let (h, w) = plan.size;
+        progress.start_batch(jobs.len(), plan.calls);
+        let x = progress.phase(Phase::Denoise, || {
+            let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
+            let mut scheduler = plan.scheduler.build(&plan.request)?;
+            let start = noise.normal((self.channels, h, w), DType::F32, &self.runtime.device)?;
+            denoise(
+                &mut *scheduler,
+                &start,
+                &mut noise,
+                |x, t| self.unet.forward(x, t, None),
+                |calls, x| {
+                    progress.step();
+                    watch(calls, &|k| output::to_rgb(&x.get(k)?))
+                },
+            )
+        })?;
+        (0..jobs.len())
+            .map(|k| output::to_rgb(&x.get(k)?))
+            .collect()
     }
 }

@@ -1,4 +1,9 @@
-//! The two systems. Each has a plan, made from configurations alone so that mistakes cost no download and no wait, and a pipeline, which has the weights.
+//! The two systems. Each reads its configurations, makes plans of them, so that mistakes cost no download and no wait, and only then loads weights.
+//!
+//! ```text
+//! Checkpoint ─read─> System ─plan─> Plan (one for each request: sizes, tokens, scheduler; checked)
+//!                       └────load─> Pipeline ─draw(plans and seeds)─> pictures
+//! ```
 pub mod ddpm;
 mod overrides;
 pub mod txt2img;
@@ -6,18 +11,17 @@ pub mod txt2img;
 use super::checkpoint::{Checkpoint, Naming, Weights};
 use super::memory;
 use super::models::unet_config::UNetConfig;
+use super::progress::Progress;
 use super::runtime::Runtime;
 use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
 use anyhow::{Context, Result, ensure};
 use candle_nn::VarBuilder;
+use image::RgbImage;
 pub use overrides::Overrides;
 
 /// What both commands ask of the loop.
 #[derive(Clone, Debug)]
 pub struct Sampling {
-    /// The first picture's; picture `k` has `seed + k`.
-    pub seed: u64,
-    pub images: usize,
     pub steps: usize,
     /// None is the class that the checkpoint names.
     pub scheduler: Option<SchedulerKind>,
@@ -29,10 +33,125 @@ impl Sampling {
     pub fn request(&self) -> Request {
         self.overrides.request(self.steps)
     }
+}
 
-    fn seeds(&self) -> impl Iterator<Item = u64> {
-        let first = self.seed;
-        (0..self.images as u64).map(move |k| first.wrapping_add(k))
+/// The configurations of a checkpoint, read and found possible; no weight has been read.
+pub trait System {
+    type Request;
+    /// Settles sizes, tokens and scheduler of one request.
+    fn plan(&self, request: &Self::Request) -> Result<Plan>;
+    /// The components whose weights [`System::load`] reads.
+    fn components(&self) -> &'static [&'static str];
+    /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        only: Option<&Plan>,
+        progress: &Progress,
+    ) -> Result<Box<dyn Pipeline>>;
+}
+
+/// Weights, ready to draw.
+pub trait Pipeline {
+    /// One picture for each job, drawn as one batch: the plans must be [`Plan::batches_with`] each other.
+    ///
+    /// Picture and batch are independent: on the CPU a job's picture is the same, bit for bit, whatever is drawn with it.
+    /// `watch` is called after every call of the model.
+    fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>>;
+}
+
+/// A picture to draw.
+#[derive(Clone, Copy, Debug)]
+pub struct Job<'a> {
+    pub plan: &'a Plan,
+    pub seed: u64,
+}
+
+/// Told how many calls were made; the closure makes the sample of one job visible, in a size of its own choice.
+pub type Watch<'a> = dyn FnMut(usize, &dyn Fn(usize) -> Result<RgbImage>) -> Result<()> + 'a;
+
+/// A request that was found possible.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub scheduler: SchedulerConfig,
+    /// How the scheduler is to run.
+    pub request: Request,
+    /// Calls of the UNet for one picture; a call with guidance serves both halves.
+    pub calls: usize,
+    /// Height and width in pixels.
+    pub size: (usize, usize),
+    pub text: Option<Text>,
+    /// Bytes of the maps of one picture, at the widest moment.
+    pub working_bytes: u64,
+    /// Multiplications of all calls and of the decoding.
+    pub work: f64,
+}
+
+/// What the text encoder is to read.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// None: one pass with the prompt alone.
+    pub guidance_scale: Option<f64>,
+    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
+    pub guidance_rescale: f64,
+    /// The negative prompt's first where there is guidance, then the prompt's.
+    pub ids: Vec<Vec<u32>>,
+    /// The words beyond the text encoder's length, by the name of their text.
+    pub lost: Vec<(&'static str, String)>,
+}
+
+impl Text {
+    /// Scale and rescaling, where there is guidance.
+    pub fn guidance(&self) -> Option<(f64, f64)> {
+        self.guidance_scale
+            .map(|scale| (scale, self.guidance_rescale))
+    }
+}
+
+impl Plan {
+    /// Whether pictures of the two can be drawn in one batch: all but the texts' words is equal.
+    pub fn batches_with(&self, other: &Self) -> bool {
+        let texts = match (&self.text, &other.text) {
+            (Some(a), Some(b)) => a.guidance() == b.guidance(),
+            (None, None) => true,
+            _ => false,
+        };
+        texts
+            && (&self.scheduler, &self.request, self.size)
+                == (&other.scheduler, &other.request, other.size)
+    }
+
+    /// What a person needs to repeat the run, beside model and seed.
+    pub fn summary(&self) -> String {
+        let guidance = match self.text.as_ref().map(Text::guidance) {
+            None => String::new(),
+            Some(None) => ", no guidance".to_owned(),
+            Some(Some((scale, 0.0))) => format!(", guidance {scale}"),
+            Some(Some((scale, phi))) => format!(", guidance {scale} rescaled by {phi}"),
+        };
+        format!(
+            "{}x{}, {} steps of {}{guidance}",
+            self.size.1,
+            self.size.0,
+            self.request.steps,
+            self.scheduler.kind().name()
+        )
+    }
+
+    /// Refuses a batch whose maps do not fit, before anything is drawn.
+    pub fn check_memory(&self, pictures: usize, try_instead: &str) -> Result<()> {
+        let (height, width) = self.size;
+        let what = match pictures {
+            1 => format!("a picture of {width}x{height}"),
+            n => format!("a batch of {n} pictures of {width}x{height}"),
+        };
+        memory::check(
+            self.working_bytes * pictures as u64,
+            memory::available(),
+            &what,
+            try_instead,
+        )
     }
 }
 
@@ -50,7 +169,7 @@ fn scheduler_config(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
 fn choose_scheduler(
     config: SchedulerConfig,
     sampling: &Sampling,
-) -> Result<(SchedulerConfig, usize)> {
+) -> Result<(SchedulerConfig, Request, usize)> {
     let (config, request) = (
         sampling.overrides.scheduler(config, sampling.scheduler)?,
         sampling.request(),
@@ -59,7 +178,7 @@ fn choose_scheduler(
     for (key, value) in config.changes(&request)? {
         tracing::debug!("{} sets {key} to {value} itself", config.kind().class());
     }
-    Ok((config, calls))
+    Ok((config, request, calls))
 }
 
 /// Refuses a network whose output is not what the scheduler reads: as many channels as it takes, or twice that where it predicts
@@ -80,8 +199,8 @@ fn check_channels(config: &SchedulerConfig, takes: usize, gives: usize) -> Resul
 
 /// What the scheduler of a run is going to do. Of the checkpoint, only configurations are read.
 pub fn report(config: SchedulerConfig, sampling: &Sampling) -> Result<Report> {
-    let (config, _) = choose_scheduler(config, sampling)?;
-    config.report(&sampling.request())
+    let (config, request, _) = choose_scheduler(config, sampling)?;
+    config.report(&request)
 }
 
 /// Loads a component's weights into `build` and refuses a tensor that nothing asked for and `naming` does not ignore.
@@ -120,14 +239,4 @@ fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 
         .max()
         .unwrap_or(0);
     (kept + working) * batch as u64 * 4
-}
-
-/// Refuses a size whose maps do not fit, before anything is read.
-fn check_memory(need: u64, height: usize, width: usize, try_instead: &str) -> Result<()> {
-    memory::check(
-        need,
-        memory::available(),
-        &format!("a picture of {width}x{height}"),
-        try_instead,
-    )
 }

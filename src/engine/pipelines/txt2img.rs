@@ -6,9 +6,8 @@
 //!                 latents = scheduler.step(eps)
 //! picture = decoder(latents / scaling_factor)
 //! ```
-use super::{
-    Sampling, check_channels, check_memory, choose_scheduler, load, scheduler_config, unet_bytes,
-};
+use super::{Job, Pipeline, Plan, Sampling, System, Text, Watch};
+use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::clip::{ClipTextConfig, ClipTextModel};
 use crate::engine::models::tokenizer::ClipTokenizer;
@@ -16,13 +15,15 @@ use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::models::vae::{VaeConfig, VaeDecoder};
 use crate::engine::noise::Noise;
+use crate::engine::preview::{self, Projection};
+use crate::engine::progress::{Phase, Progress};
 use crate::engine::runtime::Runtime;
 use crate::engine::schedulers::SchedulerConfig;
-use crate::engine::{denoise::denoise, output};
+use crate::engine::{cost, denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
-use image::RgbImage;
-use indicatif::ProgressBar;
+use image::{RgbImage, imageops, imageops::FilterType};
+use std::cell::{OnceCell, RefCell};
 
 /// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
 const TOWER: Naming = Naming {
@@ -35,6 +36,7 @@ const DECODER: Naming = Naming {
     ignore: &["encoder.*", "quant_conv.*"],
 };
 
+/// What to draw.
 #[derive(Clone, Debug)]
 pub struct Txt2ImgRequest {
     pub prompt: String,
@@ -48,26 +50,19 @@ pub struct Txt2ImgRequest {
     pub sampling: Sampling,
 }
 
-/// A run that was found possible: sizes, tokens, scheduler and seeds are settled, no weight has been read.
-pub struct Txt2ImgPlan {
+/// The configurations of a latent diffusion model, and its tokenizer.
+pub struct Txt2ImgSystem {
     text_encoder: ClipTextConfig,
+    tokenizer: ClipTokenizer,
     unet: UNetConfig,
+    /// As it stands, for what it says of old versions.
+    unet_file: serde_json::Map<String, serde_json::Value>,
     vae: VaeConfig,
     scheduler: SchedulerConfig,
-    /// Calls of the model for one picture.
-    calls: usize,
-    sampling: Sampling,
-    /// None: one pass with the prompt alone.
-    guidance_scale: Option<f64>,
-    guidance_rescale: f64,
-    /// The negative prompt's first where there is guidance, then the prompt's.
-    ids: Vec<Vec<u32>>,
-    /// Height and width in pixels.
-    pub size: (usize, usize),
 }
 
-impl Txt2ImgPlan {
-    pub fn new(checkpoint: &Checkpoint, request: Txt2ImgRequest) -> Result<Self> {
+impl Txt2ImgSystem {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         check_pipeline(checkpoint)?;
         let unet_file = checkpoint.json("unet", "config.json")?;
         let unet = checkpoint
@@ -91,162 +86,262 @@ impl Txt2ImgPlan {
             unet.cross_attention_dim.unwrap_or_default(),
             text_encoder.hidden_size
         );
-        let size = picture_size(&unet, &unet_file, &vae, request.height, request.width)?;
-
-        let (scheduler, calls) = choose_scheduler(scheduler(checkpoint)?, &request.sampling)?;
-        check_channels(&scheduler, unet.in_channels, unet.out_channels)?;
-
-        let guidance_scale = (request.guidance_scale > 1.0).then_some(request.guidance_scale);
+        let scheduler = scheduler(checkpoint)?;
         let tokenizer = ClipTokenizer::load(checkpoint, "tokenizer")?;
-        let positions = text_encoder.max_position_embeddings;
-        let length = tokenizer.max_length().unwrap_or(positions);
+        Ok(Self {
+            text_encoder,
+            tokenizer,
+            unet,
+            unet_file,
+            vae,
+            scheduler,
+        })
+    }
+
+    fn text(&self, request: &Txt2ImgRequest) -> Result<Text> {
+        let guidance_scale = (request.guidance_scale > 1.0).then_some(request.guidance_scale);
+        let positions = self.text_encoder.max_position_embeddings;
+        let length = self.tokenizer.max_length().unwrap_or(positions);
         ensure!(
             length <= positions,
             "the tokenizer makes {length} tokens and the text encoder has {positions} positions: they do not belong together"
         );
+        let mut lost = Vec::new();
         let negative = guidance_scale.map(|_| ("negative prompt", &request.negative_prompt));
         let ids = negative.into_iter().chain([("prompt", &request.prompt)]).map(|(name, text)| {
-            let encoded = tokenizer.encode(text, length)?;
-            if let Some(lost) = &encoded.lost {
-                tracing::warn!("the {name} has more than the {} tokens that this model reads; lost: \"{lost}\"", encoded.ids.len());
+            let encoded = self.tokenizer.encode(text, length)?;
+            if let Some(words) = encoded.lost {
+                tracing::warn!("the {name} has more than the {} tokens that this model reads; lost: \"{words}\"", encoded.ids.len());
+                lost.push((name, words));
             }
-            let vocabulary = text_encoder.vocab_size;
+            let vocabulary = self.text_encoder.vocab_size;
             if let Some(id) = encoded.ids.iter().find(|&&id| id as usize >= vocabulary) {
                 bail!("the tokenizer makes token {id} and the text encoder knows {vocabulary}: they do not belong together");
             }
             Ok(encoded.ids)
         });
-        let ids: Vec<Vec<u32>> = ids.collect::<Result<_>>()?;
-
-        let (h, w) = (size.0 / vae.scale(), size.1 / vae.scale());
-        let top = vae
-            .block_out_channels
-            .iter()
-            .take(2)
-            .max()
-            .copied()
-            .unwrap_or(1);
-        let decode = size.0 as u64 * size.1 as u64 * top as u64 * 4 * 3;
-        check_memory(
-            decode.max(unet_bytes(&unet, ids.len(), (h, w))),
-            size.0,
-            size.1,
-            "try a smaller --width and --height",
-        )?;
-        Ok(Self {
-            text_encoder,
-            unet,
-            vae,
-            scheduler,
-            calls,
-            sampling: request.sampling,
+        let ids = ids.collect::<Result<_>>()?;
+        Ok(Text {
             guidance_scale,
             guidance_rescale: request.guidance_rescale,
             ids,
-            size,
-        })
-    }
-
-    /// Calls of the UNet for all pictures; a call with guidance serves both halves.
-    pub fn unet_calls(&self) -> u64 {
-        (self.calls * self.sampling.images) as u64
-    }
-
-    /// What else a person needs to repeat the run.
-    pub fn summary(&self) -> String {
-        let guidance = self
-            .guidance_scale
-            .map_or("no guidance".to_string(), |scale| {
-                match self.guidance_rescale {
-                    0.0 => format!("guidance {scale}"),
-                    phi => format!("guidance {scale} rescaled by {phi}"),
-                }
-            });
-        format!(
-            "{}x{}, {} steps of {}, {guidance}",
-            self.size.1,
-            self.size.0,
-            self.sampling.request().steps,
-            self.scheduler.kind().name()
-        )
-    }
-
-    /// Reads the text first and lets its tower go before the UNet comes, so that the two are never in memory together.
-    pub fn load(self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Txt2Img> {
-        let tower = load(checkpoint, "text_encoder", runtime, TOWER, |vb| {
-            ClipTextModel::load(&self.text_encoder, vb, runtime.activations())
-        })?;
-        let states = tower.forward(&self.ids)?;
-        drop(tower);
-        let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
-            UNet::load(&self.unet, vb, runtime.activations())
-        })?;
-        // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
-        let vae_runtime = if self.vae.force_upcast && runtime.activations() == DType::F16 {
-            runtime.in_f32()
-        } else {
-            runtime.clone()
-        };
-        let decoder = load(checkpoint, "vae", &vae_runtime, DECODER, |vb| {
-            VaeDecoder::load(&self.vae, vb, vae_runtime.activations())
-        })?;
-        Ok(Txt2Img {
-            plan: self,
-            states,
-            unet,
-            decoder,
-            runtime: runtime.clone(),
+            lost,
         })
     }
 }
 
-/// A plan with its weights and its text's states.
-pub struct Txt2Img {
-    plan: Txt2ImgPlan,
-    states: Tensor,
+impl System for Txt2ImgSystem {
+    type Request = Txt2ImgRequest;
+
+    fn plan(&self, request: &Txt2ImgRequest) -> Result<Plan> {
+        let size = picture_size(
+            &self.unet,
+            &self.unet_file,
+            &self.vae,
+            request.height,
+            request.width,
+        )?;
+        let (scheduler, sampler, calls) =
+            choose_scheduler(self.scheduler.clone(), &request.sampling)?;
+        check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
+        let text = self.text(request)?;
+        let (h, w) = (size.0 / self.vae.scale(), size.1 / self.vae.scale());
+        let widths = self.vae.block_out_channels.iter().take(2);
+        let top = widths.max().copied().unwrap_or(1);
+        let decode = size.0 as u64 * size.1 as u64 * top as u64 * 4 * 3;
+        let plan = Plan {
+            scheduler,
+            request: sampler,
+            calls,
+            size,
+            working_bytes: decode.max(unet_bytes(&self.unet, text.ids.len(), (h, w))),
+            work: calls as f64
+                * text.ids.len() as f64
+                * cost::unet_call(&self.unet, (h, w), text.ids[0].len())
+                + cost::decode(&self.vae, (h, w)),
+            text: Some(text),
+        };
+        plan.check_memory(1, "try a smaller --width and --height")?;
+        Ok(plan)
+    }
+
+    fn components(&self) -> &'static [&'static str] {
+        &["text_encoder", "unet", "vae"]
+    }
+
+    /// With `only`, the text is read first and its tower let go before the UNet comes: the two are never in memory together.
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        only: Option<&Plan>,
+        progress: &Progress,
+    ) -> Result<Box<dyn Pipeline>> {
+        let tower = progress.phase(Phase::Load, || {
+            load(checkpoint, "text_encoder", runtime, TOWER, |vb| {
+                ClipTextModel::load(&self.text_encoder, vb, runtime.activations())
+            })
+        })?;
+        let mut reader = Reader {
+            tower: Some(tower),
+            last: RefCell::default(),
+        };
+        if let Some(text) = only.and_then(|plan| plan.text.as_ref()) {
+            progress.phase(Phase::Text, || reader.states(&text.ids))?;
+            reader.tower = None;
+        }
+        progress.phase(Phase::Load, || {
+            let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
+                UNet::load(&self.unet, vb, runtime.activations())
+            })?;
+            // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
+            let vae_runtime = if self.vae.force_upcast && runtime.activations() == DType::F16 {
+                runtime.in_f32()
+            } else {
+                runtime.clone()
+            };
+            let decoder = load(checkpoint, "vae", &vae_runtime, DECODER, |vb| {
+                VaeDecoder::load(&self.vae, vb, vae_runtime.activations())
+            })?;
+            Ok(Box::new(Txt2Img {
+                reader,
+                unet,
+                decoder,
+                channels: self.vae.latent_channels,
+                scale: self.vae.scale(),
+                projection: OnceCell::new(),
+                runtime: runtime.clone(),
+            }) as Box<dyn Pipeline>)
+        })
+    }
+}
+
+/// The text tower, which reads each text once; without it, the one text that was read.
+struct Reader {
+    tower: Option<ClipTextModel>,
+    last: RefCell<Option<(Vec<Vec<u32>>, Tensor)>>,
+}
+
+impl Reader {
+    /// `(texts, tokens, hidden_size)`
+    fn states(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
+        if let Some((read, states)) = &*self.last.borrow()
+            && read == ids
+        {
+            return Ok(states.clone());
+        }
+        let tower = self
+            .tower
+            .as_ref()
+            .context("the model was loaded for another text")?;
+        let states = tower.forward(ids)?;
+        *self.last.borrow_mut() = Some((ids.to_vec(), states.clone()));
+        Ok(states)
+    }
+
+    /// The texts of a batch: the negative prompts of all jobs, where there is guidance, then the prompts of all.
+    ///
+    /// Each job's texts are read by themselves, so that its states do not depend on its company.
+    fn batch(&self, jobs: &[Job]) -> Result<Tensor> {
+        let texts = jobs.iter().filter_map(|job| job.plan.text.as_ref());
+        let each: Vec<Tensor> = texts
+            .map(|text| self.states(&text.ids))
+            .collect::<Result<_>>()?;
+        let halves = each.first().map_or(0, |states| states.dims()[0]);
+        let rows: Vec<Tensor> = (0..halves)
+            .flat_map(|half| each.iter().map(move |states| states.narrow(0, half, 1)))
+            .collect::<candle_core::Result<_>>()?;
+        Ok(Tensor::cat(&rows, 0)?)
+    }
+}
+
+struct Txt2Img {
+    reader: Reader,
     unet: UNet,
     decoder: VaeDecoder,
+    /// Of the latents.
+    channels: usize,
+    /// Pixels for one latent, along each side.
+    scale: usize,
+    /// From latents to colours, made when it is first needed.
+    projection: OnceCell<Projection>,
     runtime: Runtime,
 }
 
-impl Txt2Img {
-    /// Draws the pictures one after another and hands each over, with its seed, as soon as it is done.
-    pub fn generate(
-        &self,
-        bar: &ProgressBar,
-        mut on_image: impl FnMut(u64, RgbImage) -> Result<()>,
-    ) -> Result<()> {
-        let plan = &self.plan;
+impl Pipeline for Txt2Img {
+    fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>> {
+        let plan = jobs.first().context("no picture was asked for")?.plan;
+        let guidance = plan.text.as_ref().and_then(Text::guidance);
         let latent = (
-            plan.vae.latent_channels,
-            plan.size.0 / plan.vae.scale(),
-            plan.size.1 / plan.vae.scale(),
+            self.channels,
+            plan.size.0 / self.scale,
+            plan.size.1 / self.scale,
         );
-        let text = self.unet.text(&self.states)?;
-        for seed in plan.sampling.seeds() {
-            let mut noise = Noise::new(seed, 1);
-            let mut scheduler = plan.scheduler.build(&plan.sampling.request())?;
+        progress.start_batch(jobs.len(), plan.calls);
+        let text = progress.phase(Phase::Text, || {
+            Ok(self.unet.text(&self.reader.batch(jobs)?)?)
+        })?;
+        let latents = progress.phase(Phase::Denoise, || {
+            let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
+            let mut scheduler = plan.scheduler.build(&plan.request)?;
             let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
-            let latents = denoise(&mut *scheduler, &start, &mut noise, bar, |x, t| match plan
-                .guidance_scale
-            {
-                None => self.unet.forward(x, t, Some(&text)),
-                Some(scale) => {
-                    let both = self
-                        .unet
-                        .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
-                        .chunk(2, 0)?;
-                    let (uncond, cond) = (&both[0], &both[1]);
-                    let guided = (uncond + ((cond - uncond)? * scale)?)?;
-                    rescale(guided, cond, plan.guidance_rescale)
-                }
-            })?;
-            on_image(
-                seed,
-                output::to_rgb(&self.decoder.decode(&latents)?.get(0)?)?,
-            )?;
+            denoise(
+                &mut *scheduler,
+                &start,
+                &mut noise,
+                |x, t| match guidance {
+                    None => self.unet.forward(x, t, Some(&text)),
+                    Some((scale, phi)) => {
+                        let both = self
+                            .unet
+                            .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
+                            .chunk(2, 0)?;
+                        let (uncond, cond) = (&both[0], &both[1]);
+                        let guided = (uncond + ((cond - uncond)? * scale)?)?;
+                        rescale(guided, cond, phi)
+                    }
+                },
+                |calls, x| {
+                    progress.step();
+                    watch(calls, &|k| self.preview(&x.narrow(0, k, 1)?))
+                },
+            )
+        })?;
+        // One after another: the decoder's maps are the largest of the run.
+        progress.phase(Phase::Decode, || {
+            (0..jobs.len())
+                .map(|k| self.picture(&latents.narrow(0, k, 1)?))
+                .collect()
+        })
+    }
+}
+
+impl Txt2Img {
+    /// The picture of one sample `(1, c, h, w)`.
+    fn picture(&self, latents: &Tensor) -> Result<RgbImage> {
+        output::to_rgb(&self.decoder.decode(latents)?.get(0)?)
+    }
+
+    /// The same without the decoder's price, at the same size.
+    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
+        if self.projection.get().is_none() {
+            let shape = preview::field_seed(self.channels);
+            // Any seed does; the same one makes the same preview.
+            let normal = Noise::new(0, 1).normal(shape, DType::F32, &self.runtime.device)?;
+            let field = preview::field(self.channels, &normal)?;
+            let fit = Projection::fit(&field, &self.decoder.decode(&field)?)?;
+            let _ = self.projection.set(fit);
         }
-        Ok(())
+        let projection = self.projection.get().context("it was just made")?;
+        let small = output::to_rgb(&projection.apply(latents)?)?;
+        let scale = self.scale as u32;
+        let (width, height) = (small.width() * scale, small.height() * scale);
+        Ok(imageops::resize(
+            &small,
+            width,
+            height,
+            FilterType::Triangle,
+        ))
     }
 }
 

@@ -48,7 +48,7 @@ impl Source {
 }
 
 /// The scheduler's file and the class chosen to read it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SchedulerConfig {
     kind: SchedulerKind,
     file: Map<String, Value>,
@@ -209,6 +209,14 @@ impl SchedulerConfig {
             .filter(|(name, _)| !name.starts_with('_') && self.kind.key(name).is_none());
         Ok(own
             .chain(foreign.map(|(name, value)| (name.clone(), value.clone(), Source::Ignored)))
+            .collect())
+    }
+
+    /// The value of every key of the class.
+    pub fn effective(&self) -> Result<Map<String, Value>> {
+        let values = self.settings()?.values.into_iter();
+        Ok(values
+            .map(|(name, value, _)| (name.to_string(), value))
             .collect())
     }
 

@@ -1,0 +1,131 @@
+//! `--dry-run`: what a run would do and what it would cost, with no weights read.
+use super::names::Target;
+use super::terminal::Terminal;
+use crate::engine::checkpoint::{Checkpoint, Wanted};
+use crate::engine::memory::{self, gigabytes};
+use crate::engine::pipelines::{Plan, System};
+use crate::engine::runtime::Runtime;
+use anyhow::Result;
+use indicatif::HumanDuration;
+use serde_json::json;
+use std::time::Duration;
+
+/// The price of the pictures planned so far.
+#[derive(Default)]
+pub struct Price {
+    pictures: usize,
+    calls: usize,
+    /// Multiplications and additions of all calls and of all decoding.
+    work: f64,
+    /// Of one batch, at its widest moment.
+    maps: u64,
+    names: Vec<String>,
+}
+
+/// Names that are printed one by one; of more, the number is.
+const NAMES: usize = 20;
+
+impl Price {
+    pub fn add(&mut self, plan: &Plan, target: &Target, batch_size: usize) {
+        self.pictures += 1;
+        self.calls += plan.calls;
+        self.work += plan.work;
+        self.maps = self.maps.max(plan.working_bytes * batch_size as u64);
+        if self.names.len() < NAMES {
+            let name = target.path().map(|path| path.display().to_string());
+            self.names.push(name.unwrap_or_else(|| "stdout".to_owned()));
+        }
+    }
+
+    /// Prints it, as lines or as a JSON object. `lone`: one row, for which the text encoder is let go early.
+    pub fn print(
+        &self,
+        terminal: &Terminal,
+        as_json: bool,
+        checkpoint: &Checkpoint,
+        system: &impl System,
+        runtime: &Runtime,
+        lone: bool,
+    ) -> Result<()> {
+        let (mut missing, mut here, mut kept) = (Vec::new(), 0, 0);
+        for component in system.components() {
+            let files = checkpoint.wanted_weights(component, runtime.weights)?;
+            // What was saved in 16 bits or in 32 is kept in the precision of the run.
+            let width = runtime.weights.size_in_bytes() as u64;
+            let held = |file: &Wanted| file.bytes * width / if file.half { 2 } else { 4 };
+            if !(lone && *component == "text_encoder") {
+                kept += files.iter().map(held).sum::<u64>();
+            }
+            for file in files {
+                match file.here {
+                    true => here += file.bytes,
+                    false => missing.push(file),
+                }
+            }
+        }
+        let download: u64 = missing.iter().map(|file| file.bytes).sum();
+        let peak = kept + self.maps + memory::OWN;
+        let seconds = self.work / runtime.speed()?;
+        if as_json {
+            let missing: Vec<_> = missing
+                .iter()
+                .map(|file| json!({"name": file.name, "bytes": file.bytes}))
+                .collect();
+            let object = json!({
+                "pictures": self.pictures,
+                "calls": self.calls,
+                "outputs": self.names,
+                "model": checkpoint.name(),
+                "commit": checkpoint.commit(),
+                "weights": here + download,
+                "download": {"bytes": download, "files": missing},
+                "memory": peak,
+                "memory_free": memory::available(),
+                "seconds": (seconds * 1e6).round() / 1e6,
+            });
+            return terminal.print(&object.to_string());
+        }
+        let commit = checkpoint.commit().map(|commit| format!(" at {commit}"));
+        let mut lines = vec![
+            format!(
+                "model     {}{}",
+                checkpoint.name(),
+                commit.unwrap_or_default()
+            ),
+            format!("weights   {} in {}", gigabytes(here + download), runtime),
+        ];
+        lines.push(match missing.len() {
+            0 => "download  nothing".to_owned(),
+            n => format!("download  {n} files, {}", gigabytes(download)),
+        });
+        lines.extend(
+            missing
+                .iter()
+                .map(|file| format!("          {} ({})", file.name, gigabytes(file.bytes))),
+        );
+        lines.push(format!("pictures  {}", self.pictures));
+        lines.extend(self.names.iter().map(|name| format!("          {name}")));
+        if self.pictures > self.names.len() {
+            lines.push(format!(
+                "          and {} more",
+                self.pictures - self.names.len()
+            ));
+        }
+        lines.push(format!("calls     {} of the UNet", self.calls));
+        let free = memory::available().map(|free| format!(", {} free", gigabytes(free)));
+        lines.push(format!(
+            "memory    about {}{}",
+            gigabytes(peak),
+            free.unwrap_or_default()
+        ));
+        let time = match seconds < 1.0 {
+            true => "less than a second".to_owned(),
+            false => format!(
+                "about {}",
+                HumanDuration(Duration::from_secs_f64(seconds.min(1e12)))
+            ),
+        };
+        lines.push(format!("time      {time}, loading and downloads apart"));
+        lines.iter().try_for_each(|line| terminal.print(line))
+    }
+}

@@ -1,0 +1,112 @@
+//! `--from IMAGE`: the settings that a picture carries, as the first flags of the command line, where later ones override.
+use super::settings::{self, Settings};
+use super::{Drawing, Line, usage};
+use crate::engine::checkpoint::Identity;
+use crate::engine::{png, provenance};
+use anyhow::{Context, Result, anyhow, bail};
+use image::RgbImage;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The bytes of the settings, at most: a long prompt has thousands.
+const LIMIT: usize = 1 << 20;
+
+/// The picture that is drawn again.
+pub struct Replay {
+    path: PathBuf,
+    chunk: Value,
+}
+
+/// `line` with the settings of its `--from`, where it has one.
+pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
+    let Some(path) = line.args.shared().batch.from.clone() else {
+        return Ok((line, None));
+    };
+    let name = path.display().to_string();
+    let chunk = read(&path)?;
+    match chunk["command"].as_str() {
+        Some(command) if command == A::NAME => {}
+        Some(command @ ("ddpm" | "txt2img")) => {
+            bail!("{name} was drawn by another command; type: diffuse {command} --from {name}")
+        }
+        _ => bail!("{name} was drawn by no command that is known here"),
+    }
+    let empty = Settings::new();
+    let settings = chunk["settings"].as_object().unwrap_or(&empty);
+    let (flags, prompt) = settings::of_picture(settings).with_context(|| name.clone())?;
+    let mut words = line.words[..2].to_vec();
+    words.extend(settings::overridden(flags, &line.words[2..]));
+    if let (Some(prompt), true) = (prompt, line.args.prompts().0.is_empty() && A::HAS_PROMPT) {
+        if words.last().is_none_or(|word| word != "--") {
+            words.push("--".into());
+        }
+        words.push(prompt.into());
+    }
+    let expanded = Line::parse(words).map_err(|err| anyhow!("{name}: {}", usage::plain(&err)))?;
+    Ok((expanded, Some(Replay { path, chunk })))
+}
+
+fn read(path: &Path) -> Result<Value> {
+    let name = path.display();
+    let Some(text) = png::read_text(path, provenance::JSON)? else {
+        bail!(
+            "{name} carries no settings: it was written by another program, or with --no-metadata"
+        );
+    };
+    if text.len() > LIMIT {
+        bail!("{name}: its settings are longer than {LIMIT} bytes");
+    }
+    let chunk: Value = serde_json::from_str(&text)
+        .map_err(|err| anyhow!("{name}: its settings are not JSON: {err}"))?;
+    Ok(chunk)
+}
+
+impl Replay {
+    /// Says whether `picture` has the pixels of the one it was drawn from; `model` is what drew it now.
+    pub fn compare(&self, picture: &RgbImage, model: Option<&Identity>) -> bool {
+        let name = self.path.display();
+        if let Some(model) = model
+            && self.chunk["model"]["sha256"] != Value::from(model.sha256.as_str())
+        {
+            let files = self.chunk["model"]["files"].as_object();
+            let changed = model.files.iter().filter(|(file, hash)| {
+                files
+                    .and_then(|files| files.get(*file))
+                    .and_then(Value::as_str)
+                    != Some(hash.as_str())
+            });
+            let changed: Vec<_> = changed.map(|(file, _)| file.as_str()).collect();
+            tracing::warn!(
+                "the model is not the one of {name}: {} differ",
+                changed.join(", ")
+            );
+        }
+        let theirs = match png::read_pixels(&self.path, picture) {
+            Ok(theirs) => theirs,
+            Err(err) => {
+                tracing::warn!("{err:#}");
+                return false;
+            }
+        };
+        if theirs.dimensions() != picture.dimensions() {
+            tracing::info!("the size differs from that of {name}");
+            return false;
+        }
+        let differences = picture
+            .iter()
+            .zip(theirs.iter())
+            .map(|(a, b)| a.abs_diff(*b));
+        let (count, largest) = differences.fold((0usize, 0), |(count, largest), d| {
+            (count + usize::from(d > 0), d.max(largest))
+        });
+        if count == 0 {
+            tracing::info!("the pixels are those of {name}");
+        } else {
+            tracing::info!(
+                "the pixels differ from those of {name}: {count} of {} values, by {largest} at most",
+                picture.len()
+            );
+        }
+        count == 0
+    }
+}

@@ -1,0 +1,116 @@
+//! The run of both commands: rows in, pictures out.
+//!
+//! ```text
+//! for each row:   plan it (sizes, tokens, names: all that can fail early), put its pictures in the queue
+//! queue full, or the next picture unlike the others:   draw them as one batch, write each, tell of each
+//! ```
+//! The model is loaded when the first picture is to be drawn, once.
+use super::look::Look;
+use super::names::Names;
+use super::output::Output;
+use super::plan::Price;
+use super::replay;
+use super::report::Report;
+use super::rows::{self, Rows};
+use super::schedule;
+use super::studio::{Studio, Tally};
+use super::terminal::Terminal;
+use super::{Drawing, Line};
+use crate::engine::checkpoint::Checkpoint;
+use crate::engine::pipelines;
+use anyhow::{Result, ensure};
+use std::process::ExitCode;
+
+/// Does what `line` says; the exit code.
+pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<ExitCode> {
+    let (line, replay) = replay::expand(line)?;
+    let shared = line.args.shared();
+    shared.machine.start(terminal)?;
+    if shared.sampling.schedule.print_schedule {
+        let checkpoint = Checkpoint::open(line.args.model(), &shared.revision.revision)?;
+        let scheduler = A::scheduler(&checkpoint)?;
+        let report = pipelines::report(scheduler, &shared.sampling.sampling())?;
+        schedule::print(&report, shared.output.json)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (has_rows, options) = (shared.batch.prompts.is_some(), &shared.output);
+    ensure!(
+        !has_rows || line.args.prompts().0.is_empty(),
+        "--prompts brings the prompts; leave out {:?}, or write it into the file",
+        line.args.prompts().0
+    );
+    let (dry_run, as_json) = (shared.batch.dry_run, options.json);
+    let to_stdout = options.output == Some(Output::Stdout);
+    ensure!(
+        !(as_json && to_stdout),
+        "--json and --output - both write to stdout; give a file as --output"
+    );
+    let images = shared.sampling.images();
+    let mut names = Names::new(has_rows, options.parents, dry_run);
+    names.check(options.output.as_ref(), images, options.overwrite)?;
+    let look = Look::new(
+        &shared.look,
+        (!has_rows).then_some(images),
+        to_stdout,
+        options.overwrite,
+    )?;
+    let lines = shared
+        .batch
+        .prompts
+        .as_deref()
+        .map(rows::open)
+        .transpose()?;
+    let runtime = shared.machine.runtime()?;
+    let checkpoint = Checkpoint::open(line.args.model(), &shared.revision.revision)?;
+    checkpoint.show_downloads(terminal.progress().bars());
+    let total = match &shared.batch.prompts {
+        None => Some(images),
+        Some(path) => rows::count(path, shared.batch.shard).map(|rows| rows * images),
+    };
+    terminal.progress().expect(total);
+
+    let mut studio = Studio {
+        command: A::NAME,
+        system: A::read(&checkpoint)?,
+        checkpoint: &checkpoint,
+        model: line.args.model().to_owned(),
+        revision: shared.revision.revision.clone(),
+        runtime,
+        terminal,
+        report: Report {
+            terminal,
+            json: as_json,
+        },
+        metadata: !options.no_metadata,
+        batch_size: shared.batch.batch_size,
+        has_rows,
+        names,
+        look,
+        replay,
+        loaded: None,
+        queue: Vec::new(),
+        tally: Tally::default(),
+    };
+    let mut price = dry_run.then(Price::default);
+    for (place, row) in Rows::new(line, lines) {
+        match (row.and_then(|row| studio.plan(place, row)), &mut price) {
+            (Ok(orders), Some(price)) => orders
+                .iter()
+                .for_each(|order| price.add(&order.plan, &order.target, studio.batch_size)),
+            (Ok(orders), None) => orders
+                .into_iter()
+                .try_for_each(|order| studio.enqueue(order))?,
+            (Err(err), _) => studio.fail(place, err)?,
+        }
+    }
+    if let Some(price) = price {
+        let Studio {
+            system, runtime, ..
+        } = &studio;
+        price.print(terminal, as_json, &checkpoint, system, runtime, !has_rows)?;
+        return Ok(studio.tally.code(has_rows));
+    }
+    studio.draw_queue()?;
+    studio.look.finish()?;
+    Ok(studio.tally.code(has_rows))
+}

@@ -1,0 +1,265 @@
+//! Settings as JSON: one key for each flag, `_` for `-`. A row of a batch is such an object, and so is what a picture
+//! remembers of its making.
+//!
+//! There is one way from text to settings, the command line's own: an object becomes flags, and those are parsed with the
+//! rest. So a flag that is added is a key at once, checked alike and refused in the same words.
+use anyhow::{Result, bail, ensure};
+use clap::ArgMatches;
+use clap::parser::ValueSource;
+use serde_json::{Map, Number, Value};
+use std::ffi::{OsStr, OsString};
+
+pub type Settings = Map<String, Value>;
+
+/// Flags of a whole run: no row has them and no picture remembers them.
+const RUN: [&str; 19] = [
+    "quiet",
+    "verbose",
+    "threads",
+    "device",
+    "parents",
+    "no_metadata",
+    "json",
+    "prompts",
+    "batch_size",
+    "shard",
+    "from",
+    "dry_run",
+    "grid",
+    "save_steps",
+    "animate",
+    "show",
+    "print_schedule",
+    "help",
+    "version",
+];
+/// Flags of a whole run that a picture remembers.
+const MODEL: [&str; 3] = ["model", "revision", "dtype"];
+/// Flags of a row that its pictures do not remember: where they went, and how many there were.
+const PLACE: [&str; 3] = ["output", "overwrite", "num_images"];
+/// How long a run is: a command line says it in one of these ways.
+const LENGTH: [&str; 3] = ["steps", "timesteps", "sigmas"];
+/// Texts, which stay texts where they look like numbers.
+const TEXTS: [&str; 4] = ["prompt", "negative_prompt", "model", "revision"];
+
+/// The settings in a parsed command line, defaults included, that a picture remembers.
+pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
+    let mut settings = Settings::new();
+    let given = |id: &str| matches.value_source(id).is_some();
+    for arg in command.get_arguments() {
+        let id = arg.get_id().as_str();
+        let Some(source) = matches.value_source(id) else {
+            continue;
+        };
+        if RUN.contains(&id) || PLACE.contains(&id) {
+            continue;
+        }
+        // Where a list says how long the run is, the default steps say nothing, and would not be taken beside it.
+        let implied = source == ValueSource::DefaultValue && LENGTH.contains(&id);
+        if implied && LENGTH.iter().any(|other| *other != id && given(other)) {
+            continue;
+        }
+        if matches!(arg.get_action(), clap::ArgAction::SetTrue) {
+            if source != ValueSource::DefaultValue {
+                settings.insert(id.to_owned(), true.into());
+            }
+            continue;
+        }
+        let raw = matches.get_raw(id).into_iter().flatten();
+        let mut values: Vec<Value> = raw
+            .map(|value| typed(id, &value.to_string_lossy()))
+            .collect();
+        let many = matches!(arg.get_action(), clap::ArgAction::Append) || values.len() > 1;
+        match (many, values.pop()) {
+            (false, Some(value)) => settings.insert(id.to_owned(), value),
+            (true, Some(last)) => {
+                values.push(last);
+                settings.insert(id.to_owned(), values.into())
+            }
+            (_, None) => None,
+        };
+    }
+    settings
+}
+
+fn typed(id: &str, text: &str) -> Value {
+    match serde_json::from_str::<Number>(text) {
+        Ok(number) if !TEXTS.contains(&id) => number.into(),
+        _ => text.into(),
+    }
+}
+
+/// A row's settings as flags, and its prompt.
+pub fn of_row(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
+    for key in settings.keys() {
+        let id = key.replace('-', "_");
+        ensure!(
+            !RUN.contains(&id.as_str()) && !MODEL.contains(&id.as_str()),
+            "\"{key}\" is the same for all rows; give --{} on the command line",
+            id.replace('_', "-")
+        );
+    }
+    flags(settings.iter())
+}
+
+/// What a picture remembers as flags, and its prompt. Where to write and how to run is not a picture's to say.
+pub fn of_picture(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
+    flags(settings.iter().filter(|(key, _)| {
+        let id = key.replace('-', "_");
+        !RUN.contains(&id.as_str()) && !PLACE.contains(&id.as_str())
+    }))
+}
+
+fn flags<'a>(
+    settings: impl Iterator<Item = (&'a String, &'a Value)>,
+) -> Result<(Vec<OsString>, Option<String>)> {
+    let (mut words, mut prompt) = (Vec::new(), None);
+    for (key, value) in settings {
+        let name = key.replace('_', "-");
+        let plain = name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+        ensure!(
+            plain && name.len() < 64,
+            "{key:?} is the name of no setting"
+        );
+        match (name.as_str(), value) {
+            ("prompt", Value::String(text)) => prompt = Some(text.clone()),
+            ("prompt", _) => bail!("\"prompt\" is {value}; give a text"),
+            (_, Value::Null | Value::Bool(false)) => {}
+            (_, Value::Bool(true)) => words.push(format!("--{name}").into()),
+            // One flag with a list, where other lists are flags that repeat.
+            ("timesteps" | "sigmas", Value::Array(list)) => {
+                let numbers: Vec<_> = list
+                    .iter()
+                    .map(|item| scalar(key, item))
+                    .collect::<Result<_>>()?;
+                words.push(format!("--{name}={}", numbers.join(",")).into());
+            }
+            (_, Value::Array(list)) => {
+                for item in list {
+                    words.push(format!("--{name}={}", scalar(key, item)?).into());
+                }
+            }
+            _ => words.push(format!("--{name}={}", scalar(key, value)?).into()),
+        }
+    }
+    Ok((words, prompt))
+}
+
+/// The flags `first` with `later` after them, where the last of repeated flags counts. The ways to say how long a run is are one
+/// setting here: a later one takes the place of an earlier one of another name.
+pub fn overridden(first: Vec<OsString>, later: &[OsString]) -> Vec<OsString> {
+    let replaces = later
+        .iter()
+        .take_while(|word| *word != "--")
+        .any(|word| says_length(word));
+    let mut words = Vec::new();
+    let mut rest = first.into_iter();
+    while let Some(word) = rest.next() {
+        if !(replaces && says_length(&word)) {
+            words.push(word);
+        } else if !word.to_string_lossy().contains('=') {
+            // Its value is a word of its own.
+            rest.next();
+        }
+    }
+    words.extend_from_slice(later);
+    words
+}
+
+/// Whether a word is one of the flags of [`LENGTH`], with or without its value.
+fn says_length(word: &OsStr) -> bool {
+    let word = word.to_string_lossy();
+    let name = word.split_once('=').map_or(&*word, |(name, _)| name);
+    LENGTH.iter().any(|id| name.strip_prefix("--") == Some(*id))
+}
+
+fn scalar(key: &str, value: &Value) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Number(number) => Ok(number.to_string()),
+        _ => bail!("\"{key}\" is {value}; give a text or a number"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(json: &str) -> Result<(Vec<OsString>, Option<String>)> {
+        of_row(&serde_json::from_str(json)?)
+    }
+
+    #[test]
+    fn a_row_becomes_flags_and_a_prompt() -> Result<()> {
+        let (words, prompt) = row(
+            r#"{"prompt": "-a cat", "seed": 18446744073709551615, "negative_prompt": "x", "overwrite": true, "width": null, "scheduler-option": ["a=1", "b=2"]}"#,
+        )?;
+        assert_eq!(prompt.as_deref(), Some("-a cat"));
+        let wanted = [
+            "--seed=18446744073709551615",
+            "--negative-prompt=x",
+            "--overwrite",
+            "--scheduler-option=a=1",
+            "--scheduler-option=b=2",
+        ];
+        assert_eq!(words, wanted);
+        Ok(())
+    }
+
+    #[test]
+    fn what_all_rows_share_and_what_is_no_setting_is_refused() {
+        for bad in [
+            r#"{"model": "x"}"#,
+            r#"{"batch-size": 2}"#,
+            r#"{"": 1}"#,
+            r#"{"a b": 1}"#,
+            r#"{"=": 1}"#,
+            r#"{"-": 1}"#,
+            r#"{"seed": {}}"#,
+            r#"{"seed": [[1]]}"#,
+            r#"{"prompt": 1}"#,
+        ] {
+            assert!(row(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_picture_cannot_say_where_to_write() -> Result<()> {
+        let settings = serde_json::from_str(
+            r#"{"output": "/etc/passwd", "overwrite": true, "model": "m", "threads": 1, "save-steps": 1, "print_schedule": true}"#,
+        )?;
+        assert_eq!(of_picture(&settings)?.0, ["--model=m"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_list_of_a_row_is_one_flag() -> Result<()> {
+        let (words, _) = row(r#"{"timesteps": [999, 500, 1], "sigmas": "3,0.5,0"}"#)?;
+        assert_eq!(words, ["--timesteps=999,500,1", "--sigmas=3,0.5,0"]);
+        Ok(())
+    }
+
+    #[test]
+    fn a_later_length_of_the_run_takes_the_place_of_an_earlier_one_of_another_name() {
+        let words = |text: &str| -> Vec<OsString> { text.split(' ').map(Into::into).collect() };
+        for (first, later, wanted) in [
+            (
+                "--seed 1 --steps 5 -p",
+                "--timesteps=9,1",
+                "--seed 1 -p --timesteps=9,1",
+            ),
+            ("--timesteps=9,1 --eta=1", "--steps 5", "--eta=1 --steps 5"),
+            ("--sigmas 3,0 -q", "--steps=2", "-q --steps=2"),
+            (
+                "--steps 5",
+                "--seed 2 -- --sigmas",
+                "--steps 5 --seed 2 -- --sigmas",
+            ),
+        ] {
+            assert_eq!(overridden(words(first), &words(later)), words(wanted));
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Which model it was: its name, its commit, and the SHA-256 of every file that was read.
+//!
+//! The hub keeps weights under their SHA-256, so those of its cache cost nothing; other files are read once more, by a
+//! thread beside the drawing.
+use super::{Checkpoint, Place, Source};
+use anyhow::{Context, Result};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::PoisonError;
+use std::thread::JoinHandle;
+
+/// A model as a picture's metadata names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Identity {
+    /// The hub's id, or the folder as it was written on the command line.
+    pub id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
+    /// Of the lines `sha256  name` of all files, sorted by name: one hash for the whole model.
+    pub sha256: String,
+    /// The files that were read, by their names in the checkpoint.
+    pub files: BTreeMap<String, String>,
+}
+
+impl Identity {
+    fn of(id: String, commit: Option<String>, files: BTreeMap<String, Place>) -> Result<Self> {
+        let hashes = files.into_iter().map(|(name, place)| {
+            let hash = file_hash(&place).with_context(|| format!("reading {}", place.display()))?;
+            Ok((name, hash))
+        });
+        let files: BTreeMap<String, String> = hashes.collect::<Result<_>>()?;
+        let lines: String = files
+            .iter()
+            .map(|(name, hash)| format!("{hash}  {name}\n"))
+            .collect();
+        Ok(Self {
+            id,
+            commit,
+            sha256: hex(&Sha256::digest(lines)),
+            files,
+        })
+    }
+
+    /// The hash of the UNet's first file of weights.
+    pub fn weights_hash(&self) -> Option<&str> {
+        let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".bin");
+        let in_unet = |name: &str| name.starts_with("unet/") || !name.contains('/');
+        let mut files = self.files.iter();
+        let found = files.find(|(name, _)| is_weights(name) && in_unet(name));
+        found.map(|(_, hash)| hash.as_str())
+    }
+}
+
+impl Checkpoint {
+    /// Begins to hash every file that was read so far.
+    pub fn identify(&self) -> JoinHandle<Result<Identity>> {
+        let files = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let (id, commit, files) = (
+            match &self.source {
+                Source::Folder(_) => self.name.clone(),
+                Source::Hub(repository) => repository.id().to_owned(),
+            },
+            self.commit().map(str::to_owned),
+            files.clone(),
+        );
+        std::thread::spawn(move || Identity::of(id, commit, files))
+    }
+}
+
+fn file_hash(place: &Place) -> Result<String> {
+    let path = match place {
+        Place::Disk(path) => path,
+        Place::Program(_, bytes) => return Ok(hex(&Sha256::digest(bytes))),
+    };
+    // In the cache a name is a link to a blob, which is named by its SHA-256 where git LFS keeps it.
+    let blob = std::fs::canonicalize(path)?;
+    let name = blob.file_name().unwrap_or_default().to_string_lossy();
+    let is_blob = blob.parent().and_then(Path::file_name) == Some("blobs".as_ref());
+    if is_blob && name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(name.into_owned());
+    }
+    let mut hasher = Sha256::new();
+    std::io::copy(&mut File::open(path)?, &mut hasher)?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Lower-case hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,174 @@
+//! PNG files: pictures with texts in them, and the texts of a PNG from anywhere, read with care.
+//!
+//! A text is a chunk of its own before the pixels: tEXt where Latin-1 can hold it, as most readers expect, and iTXt
+//! (UTF-8) elsewhere. See the PNG specification, third edition, section 11.3.3.
+use anyhow::{Context, Result, bail, ensure};
+use image::RgbImage;
+use png::{BitDepth, ColorType, Decoder, Encoder, Limits};
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+/// The bytes that reading a picture's texts may take: a long prompt takes thousands.
+const TEXTS_LIMIT: usize = 8 << 20;
+/// The bytes of one text, unpacked: a compressed text may promise more than it is.
+const TEXT_LIMIT: usize = 1 << 20;
+
+/// The file of `picture`, with `(keyword, text)` pairs before its pixels.
+pub fn encode(picture: &RgbImage, texts: &[(&str, String)]) -> Result<Vec<u8>> {
+    let mut file = Vec::new();
+    write(&mut file, picture, texts).context("encoding the PNG")?;
+    Ok(file)
+}
+
+fn write(
+    file: &mut Vec<u8>,
+    picture: &RgbImage,
+    texts: &[(&str, String)],
+) -> Result<(), png::EncodingError> {
+    let mut encoder = Encoder::new(file, picture.width(), picture.height());
+    encoder.set_color(ColorType::Rgb);
+    encoder.set_depth(BitDepth::Eight);
+    // The quickest by far, and larger by a few percent: a picture is made once and its file copied on.
+    encoder.set_compression(png::Compression::Fast);
+    for (keyword, text) in texts {
+        // A null ends a text, so none can be inside.
+        let (keyword, text) = ((*keyword).to_owned(), text.replace('\0', " "));
+        if text.chars().all(|c| u32::from(c) < 256) {
+            encoder.add_text_chunk(keyword, text)?;
+        } else {
+            encoder.add_itxt_chunk(keyword, text)?;
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(picture)?;
+    writer.finish()
+}
+
+/// The text with this keyword that stands before the pixels of the PNG at `path`; None where there is none.
+///
+/// The file may be anything: what is no PNG, is broken or asks for more than a few megabytes is an error.
+pub fn read_text(path: &Path, keyword: &str) -> Result<Option<String>> {
+    let name = path.display();
+    let found = std::fs::metadata(path).with_context(|| format!("{name} cannot be read"))?;
+    ensure!(found.is_file(), "{name} is not a file");
+    let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
+    let limits = Limits { bytes: TEXTS_LIMIT };
+    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
+        .read_info()
+        .with_context(|| format!("{name} is not a PNG that can be read"))?;
+    let info = reader.info();
+    if let Some(chunk) = info
+        .uncompressed_latin1_text
+        .iter()
+        .find(|c| c.keyword == keyword)
+    {
+        return Ok(Some(chunk.text.clone()));
+    }
+    let Some(chunk) = info.utf8_text.iter().find(|c| c.keyword == keyword) else {
+        return Ok(None);
+    };
+    let mut chunk = chunk.clone();
+    let text = chunk
+        .decompress_text_with_limit(TEXT_LIMIT)
+        .and_then(|()| chunk.get_text());
+    match text {
+        Ok(text) => Ok(Some(text)),
+        Err(err) => Err(err).with_context(|| format!("{name}: its text {keyword:?} is broken")),
+    }
+}
+
+/// The pixels of the PNG at `path`, which must have the size of `like`: no more memory is taken than that needs.
+pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<RgbImage> {
+    let name = path.display();
+    let mut reader =
+        image::ImageReader::open(path).with_context(|| format!("{name} cannot be read"))?;
+    reader.set_format(image::ImageFormat::Png);
+    let mut limits = image::Limits::default();
+    limits.max_image_width = Some(like.width());
+    limits.max_image_height = Some(like.height());
+    // 16 bits and an alpha channel at most, and the decoder's own buffers.
+    limits.max_alloc = Some(like.len() as u64 * 4 + (TEXTS_LIMIT as u64));
+    reader.limits(limits);
+    let pixels = match reader.decode() {
+        Ok(picture) => picture.into_rgb8(),
+        Err(err) => bail!("the pixels of {name} cannot be read: {err}"),
+    };
+    Ok(pixels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn small() -> RgbImage {
+        RgbImage::from_raw(2, 1, vec![0, 1, 2, 253, 254, 255]).expect("3 bytes for each pixel")
+    }
+
+    fn saved(bytes: &[u8]) -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("a.png");
+        std::fs::write(&path, bytes).expect("the folder is writable");
+        (folder, path)
+    }
+
+    #[test]
+    fn texts_of_any_script_come_back_and_the_pixels_stay() -> Result<()> {
+        for text in ["", "a cat", "línea\nñ", "狐 🦊", &"x".repeat(100_000)] {
+            let texts = [("parameters", text.to_owned()), ("other", "b".to_owned())];
+            let (_folder, path) = saved(&encode(&small(), &texts)?);
+            assert_eq!(read_text(&path, "parameters")?.as_deref(), Some(text));
+            assert_eq!(read_text(&path, "other")?.as_deref(), Some("b"));
+            assert_eq!(read_text(&path, "none")?, None);
+            assert_eq!(read_pixels(&path, &small())?, small());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_compressed_text_that_unpacks_to_more_than_a_megabyte_is_refused() -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut encoder = Encoder::new(&mut bytes, 1, 1);
+        encoder.set_color(ColorType::Rgb);
+        let mut bomb = png::text_metadata::ITXtChunk::new("k", "a".repeat(TEXT_LIMIT + 1));
+        bomb.compressed = true;
+        bomb.compress_text()?;
+        let mut writer = encoder.write_header()?;
+        writer.write_text_chunk(&bomb)?;
+        writer.write_image_data(&[0; 3])?;
+        writer.finish()?;
+        let (_folder, path) = saved(&bytes);
+        assert!(bytes.len() < TEXT_LIMIT / 20, "{}", bytes.len());
+        assert!(read_text(&path, "k").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_picture_of_another_size_is_not_decoded() -> Result<()> {
+        let (_folder, path) = saved(&encode(&RgbImage::new(3, 1), &[])?);
+        assert!(read_pixels(&path, &small()).is_err());
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn a_spoiled_file_is_an_error_or_a_text_and_never_a_panic(
+            spoils in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<Option<prop::sample::Index>>(),
+        ) {
+            let mut bytes = encode(&small(), &[("parameters", "狐".repeat(20))]).expect("it encodes");
+            for (at, byte) in spoils {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Some(cut) = cut {
+                bytes.truncate(cut.index(bytes.len()));
+            }
+            let (_folder, path) = saved(&bytes);
+            let _ = read_text(&path, "parameters");
+            let _ = read_pixels(&path, &small());
+        }
+    }
+}

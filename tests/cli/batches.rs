@@ -1,0 +1,381 @@
+//! Many rows, one load: what is drawn, skipped, refused; and the split over processes.
+use crate::support::{Folder, Run, asset, pixels};
+use std::io::{BufRead, BufReader, Write};
+use std::process::Stdio;
+
+fn args<'a>(model: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let first = [
+        "txt2img", "--model", model, "--steps", "2", "--device", "cpu",
+    ];
+    [&first, more].concat()
+}
+
+#[track_caller]
+fn feeds(folder: &Folder, rows: &str, code: i32, more: &[&str]) -> Run {
+    let model = asset("tiny-sd");
+    let run = folder.feed(args(&model, &[&["--prompts", "-"], more].concat()), rows);
+    assert_eq!(run.code, Some(code), "{run:?}");
+    run
+}
+
+#[test]
+fn a_line_is_a_prompt_or_an_object_of_settings() {
+    let folder = Folder::new();
+    let rows = "a cat\n\n{\"prompt\": \"a dog\", \"seed\": 7, \"steps\": 3, \"output\": \"dog.png\", \"width\": 72}\r\n  a fox  \n";
+    let run = feeds(&folder, rows, 0, &[]);
+    assert_eq!(run.stdout, "0001-a-cat.png\ndog.png\n0003-a-fox.png\n");
+    // A row is what the command line with its flags is; one without a seed has its number.
+    let model = asset("tiny-sd");
+    for (name, prompt, more) in [
+        ("0001-a-cat.png", "a cat", &["--seed", "1"][..]),
+        (
+            "dog.png",
+            "a dog",
+            &["--seed", "7", "--steps", "3", "--width", "72"],
+        ),
+        ("0003-a-fox.png", "a fox", &["--seed", "3"]),
+    ] {
+        let alone = folder.run(args(
+            &model,
+            &[&[prompt, "-o", "alone.png", "--overwrite"], more].concat(),
+        ));
+        assert_eq!(alone.code, Some(0), "{alone:?}");
+        assert!(folder.read(name) == folder.read("alone.png"), "{name}");
+    }
+}
+
+#[test]
+fn a_row_says_how_long_its_run_is_in_its_own_way() {
+    let folder = Folder::new();
+    let rows = [
+        r#"{"prompt": "a cat", "timesteps": [999, 500, 1], "output": "a.png"}"#,
+        r#"{"prompt": "a cat", "sigmas": "9,4,2,1,0", "output": "b.png"}"#,
+        r#"{"prompt": "a cat", "steps": 5, "output": "c.png"}"#,
+        r#"{"prompt": "a cat", "output": "d.png"}"#,
+    ];
+    // The command line says 2 steps.
+    let more = ["--scheduler=euler", "--json"];
+    let run = feeds(&folder, &rows.join("\n"), 0, &more);
+    let steps: Vec<_> = run
+        .objects()
+        .iter()
+        .map(|row| row["steps"].clone())
+        .collect();
+    assert_eq!(steps, [3, 4, 5, 2], "{run:?}");
+    let two = r#"{"prompt": "a cat", "steps": 5, "sigmas": "9,0"}"#;
+    let run = feeds(&folder, two, 1, &more);
+    assert!(run.stderr.contains("cannot be used with"), "{}", run.stderr);
+}
+
+#[test]
+fn a_row_is_done_before_the_next_line_is_needed() {
+    let folder = Folder::new();
+    let model = asset("tiny-sd");
+    let mut child = folder
+        .command(args(&model, &["--prompts", "-", "-q"]))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+    for name in ["0001-a-cat.png\n", "0002-a-cat.png\n"] {
+        stdin.write_all(b"a cat\n").expect("it reads");
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("a path comes");
+        assert_eq!(line, name);
+    }
+    drop(stdin);
+    assert!(child.wait().expect("it ends").success());
+}
+
+#[test]
+fn the_batch_size_changes_no_pixel_on_the_cpu() {
+    let rows = "a cat\n{\"prompt\": \"a dog\", \"negative_prompt\": \"cats\"}\na fox\n{\"prompt\": \"a cow\", \"steps\": 3}\na hen\n";
+    let schedulers = [
+        "ddim",
+        "euler-ancestral",
+        "unipc",
+        "pndm",
+        "heun",
+        "dpm-sde",
+        "dpmpp-2m-sde",
+        "sa-solver",
+        "lcm",
+    ];
+    for scheduler in schedulers {
+        let folder = Folder::new();
+        for size in ["1", "2", "3", "5"] {
+            let more = ["--batch-size", size, "--scheduler", scheduler, "-p"];
+            // What is measured for each picture must not be measured over the batch.
+            let more = [&more[..], &["--guidance-rescale", "0.7", "-o"]].concat();
+            let output = format!("{size}/{{index}}.png");
+            feeds(&folder, rows, 0, &[&more[..], &[&output]].concat());
+        }
+        for row in 1..=5 {
+            let alone = folder.read(&format!("1/{row:04}.png"));
+            for size in ["2", "3", "5"] {
+                assert!(
+                    alone == folder.read(&format!("{size}/{row:04}.png")),
+                    "{scheduler} {size} {row}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures_of_one_row_share_batches_too() {
+    for (command, model) in [("ddpm", "tiny-ddpm"), ("txt2img", "tiny-sd")] {
+        let folder = Folder::new();
+        let model = asset(model);
+        for size in ["1", "2", "4"] {
+            let mut args = vec![
+                command, "--model", &model, "--steps", "2", "--seed", "9", "-n", "3", "-p",
+            ];
+            let output = format!("{size}/x.png");
+            args.extend(["--scheduler", "ddpm", "--batch-size", size, "-o", &output]);
+            args.extend((command == "txt2img").then_some("a cat"));
+            let run = folder.run(&args);
+            assert_eq!(run.code, Some(0), "{run:?}");
+        }
+        for k in 1..=3 {
+            let alone = folder.read(&format!("1/x-{k}.png"));
+            assert!(
+                alone == folder.read(&format!("2/x-{k}.png")),
+                "{command} {k}"
+            );
+            assert!(
+                alone == folder.read(&format!("4/x-{k}.png")),
+                "{command} {k}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_bad_row_is_reported_with_its_line_and_stops_no_other() {
+    let folder = Folder::new();
+    let rows = [
+        "a cat",
+        "",
+        "{\"prompt\": \"x\", \"steps\": 0}",
+        "{\"prompt\": \"x\", \"stepz\": 3}",
+        "{\"prompt\": ",
+        "{\"seed\": 3}",
+        "{\"prompt\": \"x\", \"model\": \"y\"}",
+        "{\"prompt\": \"x\", \"width\": 513}",
+        "{\"prompt\": \"x\", \"output\": \"no/x.png\"}",
+        "{\"prompt\": \"x\", \"steps\": 5000}",
+        "{\"prompt\": \"x\", \"output\": \"-\"}",
+        "a dog",
+    ];
+    let run = feeds(&folder, &rows.join("\n"), 3, &["-q"]);
+    assert_eq!(run.stdout, "0001-a-cat.png\n0011-a-dog.png\n");
+    let lines: Vec<_> = run.stderr.lines().collect();
+    let wanted = [
+        ("line 3: ", "give a whole number of 1 or more"),
+        ("line 4: ", "'--steps'"),
+        ("line 5: ", "no JSON object"),
+        ("line 6: ", "it has no \"prompt\""),
+        ("line 7: ", "give --model on the command line"),
+        ("line 8: ", "try 512 or 520"),
+        ("line 9: ", "make the folder no first"),
+        ("line 10: ", "5000 steps"),
+        ("line 11: ", "a row cannot go to stdout"),
+    ];
+    assert_eq!(lines.len(), wanted.len(), "{}", run.stderr);
+    for (line, (start, part)) in lines.iter().zip(wanted) {
+        assert!(
+            line.starts_with(&format!("diffuse: {start}")) && line.contains(part),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn the_exit_code_tells_all_some_or_none() {
+    let folder = Folder::new();
+    feeds(&folder, "a cat\n", 0, &[]);
+    feeds(&folder, "a dog\n{\n", 3, &[]);
+    feeds(&folder, "{\n{\n", 1, &[]);
+    feeds(&folder, "", 0, &[]);
+    let run = feeds(&folder, "{\na cow\n", 3, &["--json"]);
+    let objects = run.objects();
+    assert_eq!(objects[0]["line"], 1);
+    assert!(objects[0]["error"].is_string(), "{objects:?}");
+    assert_eq!(objects[1]["path"], "0002-a-cow.png");
+}
+
+#[test]
+fn a_row_whose_picture_exists_is_skipped_and_a_second_run_finishes_the_first() {
+    let folder = Folder::new();
+    let rows = "a cat\n{\"prompt\": \"a dog\", \"num_images\": 2}\na fox\n";
+    folder.write("0002-a-dog-1.png", "here already");
+    let run = feeds(&folder, rows, 0, &[]);
+    assert_eq!(
+        run.stdout,
+        "0001-a-cat.png\n0002-a-dog-2.png\n0003-a-fox.png\n"
+    );
+    assert_eq!(folder.read("0002-a-dog-1.png"), b"here already");
+    assert!(
+        run.stderr.contains("0002-a-dog-1.png exists: skipped"),
+        "{}",
+        run.stderr
+    );
+    let again = feeds(&folder, rows, 0, &["--json"]);
+    assert_eq!(again.objects().len(), 4);
+    assert!(
+        again
+            .objects()
+            .iter()
+            .all(|object| object["skipped"] == true)
+    );
+    let redrawn = feeds(&folder, rows, 0, &["--overwrite"]);
+    assert_eq!(redrawn.stdout.lines().count(), 4);
+    assert!(pixels(&folder.read("0002-a-dog-1.png")).width() == 64);
+}
+
+#[test]
+fn a_run_that_was_killed_is_finished_by_running_it_again() {
+    let whole = Folder::new();
+    let rows: String = (1..=6).map(|k| format!("cat {k}\n")).collect();
+    feeds(&whole, &rows, 0, &[]);
+    let broken = Folder::new();
+    broken.write("rows.txt", &rows);
+    let model = asset("tiny-sd");
+    let mut child = broken
+        .command(args(&model, &["--prompts", "rows.txt", "-q"]))
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut first = String::new();
+    BufReader::new(child.stdout.take().expect("it is piped"))
+        .read_line(&mut first)
+        .expect("a path comes");
+    child.kill().expect("it runs or has ended");
+    child.wait().expect("it ends");
+    let run = broken.run(args(&model, &["--prompts", "rows.txt"]));
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for k in 1..=6 {
+        let name = format!("{k:04}-cat-{k}.png");
+        assert!(whole.read(&name) == broken.read(&name), "{name}");
+    }
+}
+
+#[test]
+fn shards_in_processes_of_their_own_make_the_files_of_one_run() {
+    let rows: String = (1..=7).map(|k| format!("cat {k}\n\n")).collect();
+    let (one, many) = (Folder::new(), Folder::new());
+    feeds(&one, &rows, 0, &[]);
+    many.write("rows.txt", &rows);
+    let model = asset("tiny-sd");
+    let children: Vec<_> = (1..=3)
+        .map(|k| {
+            let shard = format!("{k}/3");
+            let args = args(&model, &["--prompts", "rows.txt", "-q", "--shard", &shard]);
+            many.command(args)
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("it starts")
+        })
+        .collect();
+    let counts: Vec<_> = children
+        .into_iter()
+        .map(|child| Run::from(child.wait_with_output().expect("it ends")))
+        .map(|run| run.stdout.lines().count())
+        .collect();
+    assert_eq!(counts, [3, 2, 2]);
+    let pictures: Vec<_> = many
+        .names()
+        .into_iter()
+        .filter(|name| name != "rows.txt")
+        .collect();
+    assert_eq!(pictures, one.names());
+    for name in pictures {
+        assert!(one.read(&name) == many.read(&name), "{name}");
+    }
+}
+
+#[test]
+fn a_model_without_prompts_takes_objects() {
+    let folder = Folder::new();
+    let model = asset("tiny-ddpm");
+    let run = folder.feed(
+        [
+            "ddpm",
+            "--model",
+            &model,
+            "--steps",
+            "2",
+            "--prompts",
+            "-",
+            "-q",
+        ],
+        "{\"seed\": 7}\na cat\n{\"steps\": 3}\n",
+    );
+    assert_eq!(
+        (run.code, run.stdout.as_str()),
+        (Some(3), "0001-tiny-ddpm.png\n0003-tiny-ddpm.png\n")
+    );
+    assert!(
+        run.stderr.contains("line 2: ddpm takes no prompt"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn two_rows_that_want_one_name_are_told_how_to_differ() {
+    let run = feeds(&Folder::new(), "a cat\na dog\n", 3, &["-o", "x.png", "-q"]);
+    assert_eq!(run.stdout, "x.png\n");
+    assert!(
+        run.stderr.contains("line 2: ") && run.stderr.contains("{index}"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn shards_files_and_lines_that_cannot_be_are_refused() {
+    let model = asset("tiny-sd");
+    for shard in ["0/3", "4/3", "3", "a/b", "1/0", ""] {
+        let folder = Folder::new();
+        let run = folder.feed(
+            args(&model, &["--prompts", "-", "--shard", shard]),
+            "a cat\n",
+        );
+        assert_eq!(run.code, Some(2), "{shard}: {run:?}");
+        assert!(run.stderr.contains("'--shard <I/N>'"), "{}", run.stderr);
+    }
+    let folder = Folder::new();
+    for (file, part) in [("none.txt", "none.txt"), (".", "it is a folder")] {
+        let run = folder.run(args(&model, &["--prompts", file]));
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(
+            run.stderr.contains(part) && run.stderr.lines().count() == 1,
+            "{}",
+            run.stderr
+        );
+    }
+    let endless = "x".repeat(2 << 20);
+    let run = feeds(&folder, &format!("a cat\n{endless}\n"), 3, &["-q"]);
+    assert!(
+        run.stderr.contains("line 2: it is longer than"),
+        "{}",
+        run.stderr
+    );
+    folder.write("bad.txt", b"\xff\xfe\n\xef\xbb\xbfa cow\n");
+    let run = folder.run(args(&model, &["--prompts", "bad.txt", "-q"]));
+    assert_eq!(
+        (run.code, run.stdout.as_str()),
+        (Some(3), "0002-a-cow.png\n")
+    );
+    assert!(
+        run.stderr.contains("line 1: it is not UTF-8"),
+        "{}",
+        run.stderr
+    );
+    let both = folder.run(args(&model, &["a cat", "--prompts", "bad.txt"]));
+    assert_eq!(both.code, Some(1), "{both:?}");
+}
