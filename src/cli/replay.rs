@@ -66,7 +66,7 @@ impl Replay {
     pub fn compare(&self, picture: &RgbImage, model: Option<&Identity>) -> bool {
         let name = self.path.display();
         if let Some(model) = model
-            && self.chunk["model"]["sha256"] != Value::from(model.sha256.as_str())
+            && self.chunk["model"]["sha256"] != model.sha256.as_str()
         {
             let files = self.chunk["model"]["files"].as_object();
             let changed = model.files.iter().filter(|(file, hash)| {

@@ -88,7 +88,7 @@ impl<S: System> Studio<'_, S> {
                 seed,
                 prompt: if A::HAS_PROMPT { prompt } else { &model },
                 model: &model,
-                scheduler: &scheduler,
+                scheduler,
                 steps: plan.request.steps,
             };
             let options = &shared.output;

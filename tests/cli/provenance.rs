@@ -47,7 +47,7 @@ fn a_picture_carries_all_that_made_it() {
     assert_eq!(chunk["command"], "txt2img");
     let settings = json!({
         "prompt": "a cat", "model": asset("tiny-sd"), "guidance_scale": 7.5, "negative_prompt": "dogs",
-        "steps": 3, "scheduler": "euler-ancestral", "dtype": "f32", "seed": 7, "width": 64, "height": 64,
+        "guidance_rescale": 0, "steps": 3, "scheduler": "euler-ancestral", "dtype": "f32", "seed": 7, "width": 64, "height": 64,
     });
     assert_eq!(chunk["settings"], settings);
     assert_eq!(
