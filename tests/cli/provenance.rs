@@ -121,6 +121,28 @@ fn the_parameters_are_written_as_automatic1111_writes_them() {
 }
 
 #[test]
+fn samplers_have_the_names_that_automatic1111_gives_them() {
+    let folder = Folder::new();
+    let karras = "--scheduler-option=use_karras_sigmas=true";
+    for (scheduler, more, name) in [
+        ("kdpm2-ancestral", "--seed=1", "DPM2 a"),
+        (
+            "dpmpp-2m-sde",
+            karras,
+            "DPM++ 2M SDE, Schedule type: Karras",
+        ),
+        ("dpm-sde", karras, "DPM++ SDE, Schedule type: Karras"),
+        ("deis", "--seed=1", "DEISMultistep"),
+    ] {
+        let output = format!("{scheduler}.png");
+        cat(&folder, &["--scheduler", scheduler, more, "-o", &output]);
+        let text = &texts(&folder.read(&output))["parameters"];
+        let start = format!("Steps: 3, Sampler: {name}, CFG scale: 7.5, ");
+        assert!(text.contains(&start), "{text}");
+    }
+}
+
+#[test]
 fn words_beyond_the_limit_are_recorded() {
     let folder = Folder::new();
     let model = asset("tiny-sd");
