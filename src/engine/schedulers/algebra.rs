@@ -1,5 +1,5 @@
 //! The tensor operations that several samplers share: weighted sums, predictions of x0, clipping.
-use super::Settings;
+use super::{Settings, schedule::ensure_finite};
 use candle_core::{DType, Result, Tensor, bail};
 
 /// `sum_k c_k t_k`. Terms of weight 0 are left out, so an infinite tensor there does no harm.
@@ -91,6 +91,14 @@ impl Clip {
         } else {
             Self::Keep
         })
+    }
+
+    /// Refuses an alpha of zero where x0 = (x - sigma eps) / alpha divides by it and nothing brings the result back into a range.
+    pub fn ensure_x0(&self, prediction: Prediction, alpha: f64) -> anyhow::Result<()> {
+        match (self, prediction) {
+            (Self::Keep, Prediction::Epsilon) => ensure_finite(&[1.0 / alpha]),
+            _ => Ok(()),
+        }
     }
 
     pub fn apply(self, x0: Tensor) -> Result<Tensor> {

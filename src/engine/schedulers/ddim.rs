@@ -83,9 +83,7 @@ impl Ddim {
                 noise,
             };
             ensure_finite(&[call.x0, call.direction, call.noise])?;
-            if prediction == Prediction::Epsilon && matches!(clip, Clip::Keep) {
-                ensure_finite(&[1.0 / call.alpha])?;
-            }
+            clip.ensure_x0(prediction, call.alpha)?;
             calls.push(call);
         }
         Ok(Self {

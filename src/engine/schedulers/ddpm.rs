@@ -123,9 +123,7 @@ impl Ddpm {
                 0.0
             };
             ensure_finite(&[x0, x, spread])?;
-            if prediction == Prediction::Epsilon && matches!(clip, Clip::Keep) {
-                ensure_finite(&[1.0 / call.alpha])?;
-            }
+            clip.ensure_x0(prediction, call.alpha)?;
             calls.push(call);
         }
         Ok(Self {

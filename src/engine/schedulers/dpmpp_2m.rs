@@ -157,11 +157,7 @@ impl Scheduler for Dpmpp2m {
         let converted = self.converter.convert(self.levels.sigmas[i], x, output)?;
         self.outputs.push_front(converted);
         self.outputs.truncate(3);
-        let fresh = if self.sde {
-            Some(noise.normal_like(x)?)
-        } else {
-            None
-        };
+        let fresh = self.sde.then(|| noise.normal_like(x)).transpose()?;
         self.calls[i].sum(x, &self.outputs, fresh.as_ref())
     }
 }

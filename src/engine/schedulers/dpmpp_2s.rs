@@ -174,11 +174,7 @@ impl Scheduler for Dpmpp2s {
         let converted = self.converter.convert(self.levels.sigmas[i], x, output)?;
         self.outputs.push_front(converted);
         self.outputs.truncate(3);
-        let fresh = if self.sde {
-            Some(noise.normal_like(x)?)
-        } else {
-            None
-        };
+        let fresh = self.sde.then(|| noise.normal_like(x)).transpose()?;
         let call = &self.calls[i];
         let start = match self.start.take() {
             Some(start) if call.outputs.len() > 1 => start,

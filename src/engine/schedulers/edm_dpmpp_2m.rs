@@ -129,11 +129,7 @@ impl Scheduler for EdmDpmpp2m {
         let x0 = self.edm.x0(self.sigmas[i], x, &output)?;
         self.outputs.push_front(self.clip.apply(x0)?);
         self.outputs.truncate(3);
-        let fresh = if self.sde {
-            Some(noise.normal_like(x)?)
-        } else {
-            None
-        };
+        let fresh = self.sde.then(|| noise.normal_like(x)).transpose()?;
         self.calls[i].sum(x, &self.outputs, fresh.as_ref())
     }
 }

@@ -117,9 +117,7 @@ impl Lcm {
                     .map(|&next| (bar[next].sqrt(), (1.0 - bar[next]).sqrt())),
             };
             ensure_finite(&[call.c_skip, call.c_out])?;
-            if prediction == Prediction::Epsilon && matches!(clip, Clip::Keep) {
-                ensure_finite(&[1.0 / call.alpha])?;
-            }
+            clip.ensure_x0(prediction, call.alpha)?;
             calls.push(call);
         }
         Ok(Self {
