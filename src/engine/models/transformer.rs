@@ -8,13 +8,17 @@
 //! y = map + proj_out(x)
 //! ```
 //! The keys and values of the text do not change from step to step: [`Text`] holds them, made once a prompt.
+//! Several texts may look at one map, as the two of guidance do: until the first attention to the text, their maps are the same one.
 use crate::engine::nn::{GroupNorm, LayerNorm, Linear, Map, attention};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use std::cell::Cell;
 
-/// The text as the cross-attention layers of one UNet need it: a pair of keys and values `(b, n, inner)` for each layer.
-pub struct Text(Vec<(Tensor, Tensor)>);
+/// The text as the cross-attention layers of one UNet need it: a pair of keys and values `(rows, n, inner)` for each layer.
+pub struct Text {
+    rows: usize,
+    pairs: Vec<(Tensor, Tensor)>,
+}
 
 impl Text {
     /// A pair for each of `attentions`, in the order in which they were loaded.
@@ -23,7 +27,27 @@ impl Text {
         states: &Tensor,
     ) -> Result<Self> {
         let pairs = attentions.map(|a| Ok((a.to_k.forward(states)?, a.to_v.forward(states)?)));
-        Ok(Self(pairs.collect::<Result<_>>()?))
+        Ok(Self {
+            rows: states.dim(0)?,
+            pairs: pairs.collect::<Result<_>>()?,
+        })
+    }
+
+    /// `x` once for each text that looks at it: `(b, ...)` becomes `(rows, ...)`, all of the batch, then all of it again.
+    fn spread(&self, x: &Tensor) -> Result<Tensor> {
+        let b = x.dim(0)?;
+        if b == self.rows {
+            return Ok(x.clone());
+        }
+        if b == 0 || !self.rows.is_multiple_of(b) {
+            candle_core::bail!("{} texts for a batch of {b}", self.rows);
+        }
+        Tensor::cat(&vec![x; self.rows / b], 0)
+    }
+
+    /// The same for a map.
+    pub fn spread_map(&self, map: &Map) -> Result<Map> {
+        map.with_tokens(&self.spread(&map.tokens()?)?)
     }
 }
 
@@ -86,7 +110,8 @@ impl Transformer2D {
         for block in &self.transformer_blocks {
             x = block.forward(x, text)?;
         }
-        map.with_tokens(&self.proj_out.forward_residual(&x, &map.tokens()?)?)
+        let residual = text.spread(&map.tokens()?)?;
+        map.with_tokens(&self.proj_out.forward_residual(&x, &residual)?)
     }
 
     /// The attentions that look at the text, in the order of loading.
@@ -221,8 +246,9 @@ impl TextAttention {
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor, text: &Text) -> Result<Tensor> {
-        let (k, v) = &text.0[self.slot];
-        let h = attention(&self.to_q.forward(x)?, k, v, self.heads, false)?;
-        self.to_out.forward_residual(&h, residual)
+        let (k, v) = &text.pairs[self.slot];
+        let q = text.spread(&self.to_q.forward(x)?)?;
+        let h = attention(&q, k, v, self.heads, false)?;
+        self.to_out.forward_residual(&h, &text.spread(residual)?)
     }
 }

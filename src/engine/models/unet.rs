@@ -108,6 +108,9 @@ impl UNet {
     }
 
     /// `x` is `(b, in_channels, h, w)` in any dtype, `t` the timestep of the whole batch; gives `(b, out_channels, h, w)` in the dtype of `x`.
+    ///
+    /// A text of `n b` rows gives `(n b, ...)`: what `n` copies of `x` would give, one after another. What does not depend on the text is
+    /// computed once for all of them.
     pub fn forward(&self, x: &Tensor, t: f64, text: Option<&Text>) -> Result<Tensor> {
         let dtype = x.dtype();
         let x = if self.center_input_sample {
@@ -126,6 +129,11 @@ impl UNet {
         }
         if let Some(mid) = &self.mid_block {
             x = mid.forward(&x, Some(&temb), text)?;
+        }
+        if let Some(text) = text {
+            for map in skips.iter_mut().chain([&mut x]) {
+                *map = text.spread_map(map)?;
+            }
         }
         for block in &self.up_blocks {
             x = block.forward(x, &temb, text, &mut skips)?;

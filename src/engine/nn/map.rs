@@ -67,10 +67,10 @@ impl Map {
         self.nhwc()?.reshape((b, h * w, c))
     }
 
-    /// A map of this one's height and width from a sequence `(b, h*w, c)`.
+    /// A map of this one's height and width from a sequence `(b, h*w, c)` of any batch.
     pub fn with_tokens(&self, tokens: &Tensor) -> Result<Map> {
-        let (b, h, w, _) = self.dims()?;
-        let (_, _, c) = tokens.dims3()?;
+        let (h, w) = self.size()?;
+        let (b, _, c) = tokens.dims3()?;
         Ok(Map::from_nhwc(tokens.reshape((b, h, w, c))?.contiguous()?))
     }
 

@@ -292,10 +292,7 @@ impl Pipeline for Txt2Img {
                 |x, t| match guidance {
                     None => self.unet.forward(x, t, Some(&text)),
                     Some((scale, phi)) => {
-                        let both = self
-                            .unet
-                            .forward(&Tensor::cat(&[x, x], 0)?, t, Some(&text))?
-                            .chunk(2, 0)?;
+                        let both = self.unet.forward(x, t, Some(&text))?.chunk(2, 0)?;
                         let (uncond, cond) = (&both[0], &both[1]);
                         let guided = (uncond + ((cond - uncond)? * scale)?)?;
                         rescale(guided, cond, phi)

@@ -101,6 +101,30 @@ fn conditional_unets_are_diffusers() {
 }
 
 #[test]
+fn several_texts_may_look_at_one_map() {
+    for name in ["sd1", "sd2", "distilled", "only-cross", "mixed"] {
+        let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
+        let config = config::<UNetFile>(name).conditional().unwrap();
+        let file = builder(name, "diffusion_pytorch_model.safetensors", DType::F32);
+        let unet = UNet::load(&config, file, DType::F32).unwrap();
+        let x = expected["x"].to_dtype(DType::F32).unwrap();
+        let states = expected["text"].to_dtype(DType::F32).unwrap();
+        let other = (&states * 0.5).unwrap();
+        let text = unet
+            .text(&Tensor::cat(&[&states, &other], 0).unwrap())
+            .unwrap();
+        let once = unet.forward(&x, 7.0, Some(&text)).unwrap();
+        let copies = Tensor::cat(&[&x, &x], 0).unwrap();
+        let twice = unet.forward(&copies, 7.0, Some(&text)).unwrap();
+        assert_eq!(distance(&once, &twice), 0.0, "{name}");
+        let three = unet.text(&states.repeat((3, 1, 1)).unwrap().narrow(0, 0, 3).unwrap());
+        let of_two = unet.forward(&copies.narrow(0, 0, 2).unwrap(), 7.0, Some(&three.unwrap()));
+        let message = of_two.unwrap_err().to_string();
+        assert!(message.contains("3 texts for a batch of 2"), "{message}");
+    }
+}
+
+#[test]
 fn vae_decoders_are_diffusers() {
     for name in ["vae", "vae-plain"] {
         compare(name, |e, dtype| {
