@@ -79,6 +79,8 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             [CompletionResult]::new('--negative-prompt', '--negative-prompt', [CompletionResultType]::ParameterName, 'What to keep out of the picture')
             [CompletionResult]::new('--width', '--width', [CompletionResultType]::ParameterName, 'Width in pixels, a multiple of 8 [default: the model''s]')
             [CompletionResult]::new('--height', '--height', [CompletionResultType]::ParameterName, 'Height in pixels, a multiple of 8 [default: the model''s]')
+            [CompletionResult]::new('--vae', '--vae', [CompletionResultType]::ParameterName, 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny')
+            [CompletionResult]::new('--preview-vae', '--preview-vae', [CompletionResultType]::ParameterName, 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]')
             [CompletionResult]::new('--revision', '--revision', [CompletionResultType]::ParameterName, 'Branch, tag or commit of a model on huggingface.co')
             [CompletionResult]::new('--steps', '--steps', [CompletionResultType]::ParameterName, 'Denoising steps, at most the model''s training steps (most have 1000)')
             [CompletionResult]::new('--scheduler', '--scheduler', [CompletionResultType]::ParameterName, 'Sampler [default: the one that the model names]')

@@ -74,6 +74,8 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --negative-prompt 'What to keep out of the picture'
             cand --width 'Width in pixels, a multiple of 8 [default: the model''s]'
             cand --height 'Height in pixels, a multiple of 8 [default: the model''s]'
+            cand --vae 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny'
+            cand --preview-vae 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]'
             cand --revision 'Branch, tag or commit of a model on huggingface.co'
             cand --steps 'Denoising steps, at most the model''s training steps (most have 1000)'
             cand --scheduler 'Sampler [default: the one that the model names]'

@@ -92,6 +92,8 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-res
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l vae -d 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l preview-vae -d 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''

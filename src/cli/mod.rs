@@ -75,6 +75,14 @@ trait Drawing: FromArgMatches + clap::Args {
     /// The prompt and the negative prompt.
     fn prompts(&self) -> (&str, &str);
     fn request(&self) -> <Self::System as System>::Request;
+    /// The model, its configurations alone.
+    fn open(&self) -> Result<Checkpoint> {
+        Checkpoint::open(self.model(), &self.shared().revision.revision)
+    }
+    /// Puts what flags bring in the place of the checkpoint's own.
+    fn attach(&self, _checkpoint: &mut Checkpoint) -> Result<()> {
+        Ok(())
+    }
     /// The checkpoint's scheduler, read without the rest.
     fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig>;
     fn read(checkpoint: &Checkpoint) -> Result<Self::System>;

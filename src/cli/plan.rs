@@ -3,6 +3,7 @@ use super::names::Target;
 use super::terminal::Terminal;
 use crate::engine::checkpoint::{Checkpoint, Wanted};
 use crate::engine::memory::{self, gigabytes};
+use crate::engine::pipelines::decoding::PREVIEW;
 use crate::engine::pipelines::{Plan, System};
 use crate::engine::runtime::Runtime;
 use anyhow::Result;
@@ -48,7 +49,8 @@ impl Price {
         lone: bool,
     ) -> Result<()> {
         let (mut missing, mut here, mut kept) = (Vec::new(), 0, 0);
-        for component in system.components() {
+        let previews = checkpoint.is_replaced(PREVIEW).then_some(&PREVIEW);
+        for component in system.components().iter().chain(previews) {
             let files = checkpoint.wanted_weights(component, runtime.weights)?;
             // What was saved in 16 bits or in 32 is kept in the precision of the run.
             let width = runtime.weights.size_in_bytes() as u64;

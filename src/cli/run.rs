@@ -16,7 +16,6 @@ use super::schedule;
 use super::studio::{Studio, Tally};
 use super::terminal::Terminal;
 use super::{Drawing, Line};
-use crate::engine::checkpoint::Checkpoint;
 use crate::engine::pipelines;
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
@@ -27,7 +26,7 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     let shared = line.args.shared();
     shared.machine.start(terminal)?;
     if shared.sampling.schedule.print_schedule {
-        let checkpoint = Checkpoint::open(line.args.model(), &shared.revision.revision)?;
+        let checkpoint = line.args.open()?;
         let scheduler = A::scheduler(&checkpoint)?;
         let report = pipelines::report(scheduler, &shared.sampling.sampling())?;
         schedule::print(&report, shared.output.json)?;
@@ -61,7 +60,8 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         .map(rows::open)
         .transpose()?;
     let runtime = shared.machine.runtime()?;
-    let checkpoint = Checkpoint::open(line.args.model(), &shared.revision.revision)?;
+    let mut checkpoint = line.args.open()?;
+    line.args.attach(&mut checkpoint)?;
     checkpoint.show_downloads(terminal.progress().bars());
     let total = match &shared.batch.prompts {
         None => Some(images),

@@ -12,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 pub type Settings = Map<String, Value>;
 
 /// Flags of a whole run: no row has them and no picture remembers them.
-const RUN: [&str; 19] = [
+const RUN: [&str; 20] = [
     "quiet",
     "verbose",
     "threads",
@@ -27,6 +27,7 @@ const RUN: [&str; 19] = [
     "dry_run",
     "grid",
     "save_steps",
+    "preview_vae",
     "animate",
     "show",
     "print_schedule",
@@ -34,13 +35,13 @@ const RUN: [&str; 19] = [
     "version",
 ];
 /// Flags of a whole run that a picture remembers.
-const MODEL: [&str; 3] = ["model", "revision", "dtype"];
+const MODEL: [&str; 4] = ["model", "revision", "dtype", "vae"];
 /// Flags of a row that its pictures do not remember: where they went, and how many there were.
 const PLACE: [&str; 3] = ["output", "overwrite", "num_images"];
 /// How long a run is: a command line says it in one of these ways.
 const LENGTH: [&str; 3] = ["steps", "timesteps", "sigmas"];
 /// Texts, which stay texts where they look like numbers.
-const TEXTS: [&str; 4] = ["prompt", "negative_prompt", "model", "revision"];
+const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "revision", "vae"];
 
 /// The settings in a parsed command line, defaults included, that a picture remembers.
 pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {

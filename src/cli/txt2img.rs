@@ -2,9 +2,10 @@
 use super::args::{self, SharedArgs};
 use super::{Drawing, schedule};
 use crate::engine::checkpoint::Checkpoint;
+use crate::engine::pipelines::decoding::PREVIEW;
 use crate::engine::pipelines::txt2img::{self, Txt2ImgRequest, Txt2ImgSystem};
 use crate::engine::schedulers::SchedulerConfig;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
 
 /// Draw what a text says (latent diffusion with guidance)
@@ -40,6 +41,12 @@ pub struct Txt2ImgArgs {
     /// Height in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     height: Option<u32>,
+    /// Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    vae: Option<String>,
+    /// A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    preview_vae: Option<String>,
     #[command(flatten)]
     shared: SharedArgs,
 }
@@ -61,6 +68,17 @@ impl Drawing for Txt2ImgArgs {
 
     fn shared(&self) -> &SharedArgs {
         &self.shared
+    }
+
+    fn attach(&self, checkpoint: &mut Checkpoint) -> Result<()> {
+        if let Some(vae) = &self.vae {
+            checkpoint.replace("vae", vae, "vae").context("--vae")?;
+        }
+        if let Some(vae) = &self.preview_vae {
+            let replaced = checkpoint.replace(PREVIEW, vae, "vae");
+            replaced.context("--preview-vae")?;
+        }
+        Ok(())
     }
 
     fn prompts(&self) -> (&str, &str) {

@@ -3,7 +3,9 @@
 //! Convolutions of k x k from a to b channels on p pixels are `k^2 a b p` multiplications, attention of n queries to m keys
 //! in c channels `2 n m c`, and a product of p rows `a b p`. Norms and activations are left out: the speed is measured on
 //! a convolution with all that goes with it, and the whole is an estimate.
+use super::models::autoencoder::Autoencoder;
 use super::models::blocks::{AttentionKind, BlockStyle};
+use super::models::tiny_vae::TinyVaeConfig;
 use super::models::unet_config::UNetConfig;
 use super::models::vae::VaeConfig;
 use super::nn::{Conv2d, ConvShape, Map};
@@ -55,7 +57,28 @@ pub fn unet_call(config: &UNetConfig, (h, w): (usize, usize), tokens: usize) -> 
 }
 
 /// Decoding one picture of `(h, w)` latents.
-pub fn decode(config: &VaeConfig, (h, w): (usize, usize)) -> f64 {
+pub fn decode(config: &Autoencoder, size: (usize, usize)) -> f64 {
+    match config {
+        Autoencoder::Kl(config) => decode_kl(config, size),
+        Autoencoder::Tiny(config) => decode_tiny(config, size),
+    }
+}
+
+fn decode_tiny(config: &TinyVaeConfig, (h, w): (usize, usize)) -> f64 {
+    let (width, mut pixels) = (config.width(), (h * w) as f64);
+    let mut total = conv(3, config.latent_channels, width) * pixels;
+    for (i, &blocks) in config.num_decoder_blocks.iter().enumerate() {
+        total += 3.0 * blocks as f64 * conv(3, width, width) * pixels;
+        let mut to = config.out_channels;
+        if i + 1 < config.num_decoder_blocks.len() {
+            (pixels, to) = (4.0 * pixels, width);
+        }
+        total += conv(3, width, to) * pixels;
+    }
+    total
+}
+
+fn decode_kl(config: &VaeConfig, (h, w): (usize, usize)) -> f64 {
     let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
     let (top, p) = (widths[0], (h * w) as f64);
     let mut total = (conv(3, config.latent_channels, top) + 2.0 * resnet(top, top)) * p;
@@ -146,7 +169,7 @@ mod tests {
         let ddpm = read::<UNetFile>("tiny-ddpm/unet/config.json")?.unconditional()?;
         is_near(unet_call(&ddpm, (16, 16), 0), 7_835_904.0);
         is_near(
-            decode(&read("tiny-sd/vae/config.json")?, (8, 8)),
+            decode_kl(&read("tiny-sd/vae/config.json")?, (8, 8)),
             19_247_104.0,
         );
         // torch makes keys and values of the text in every call, which is once in a run here: 1.5 of 401.6 billion in

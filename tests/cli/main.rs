@@ -5,6 +5,7 @@ mod errors;
 mod help;
 mod look;
 mod names;
+mod parts;
 mod pipelines;
 mod provenance;
 mod replay;

@@ -79,10 +79,11 @@ struct Found {
 impl Checkpoint {
     /// Finds the weight files of a component, and downloads them where the checkpoint is on the hub.
     pub fn prepare_weights(&self, component: &str, dtype: DType) -> Result<WeightFiles> {
-        let found = self.find_weights(component, dtype)?;
+        let (at, inside) = self.of(component);
+        let found = at.find_weights(inside, dtype)?;
         let places = found.names.iter().map(|name| {
-            let place = self.get(name)?;
-            place.with_context(|| format!("{} has no {name}", self.name()))
+            let place = at.get(name)?;
+            place.with_context(|| format!("{} has no {name}", at.name()))
         });
         Ok(WeightFiles {
             component: component.to_string(),
@@ -94,9 +95,10 @@ impl Checkpoint {
 
     /// What [`Checkpoint::prepare_weights`] would read, with nothing downloaded but the list of a model in parts.
     pub fn wanted_weights(&self, component: &str, dtype: DType) -> Result<Vec<Wanted>> {
-        let found = self.find_weights(component, dtype)?;
+        let (at, component) = self.of(component);
+        let found = at.find_weights(component, dtype)?;
         let wanted = found.names.into_iter().map(|name| {
-            let (bytes, here) = self.size(&name)?;
+            let (bytes, here) = at.size(&name)?;
             let half = found.half;
             Ok(Wanted {
                 name,

@@ -2,7 +2,7 @@
 //!
 //! The hub keeps weights under their SHA-256, so those of its cache cost nothing; other files are read once more, by a
 //! thread beside the drawing.
-use super::{Checkpoint, Place, Source};
+use super::{Checkpoint, Part, Place, Source};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -21,12 +21,20 @@ pub struct Identity {
     pub commit: Option<String>,
     /// Of the lines `sha256  name` of all files, sorted by name: one hash for the whole model.
     pub sha256: String,
-    /// The files that were read, by their names in the checkpoint.
+    /// The files that were read, by their names in the checkpoint; those of a component from elsewhere behind that place's name.
     pub files: BTreeMap<String, String>,
+    /// The commits of components that are taken from other repositories, by these repositories' names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub commits: BTreeMap<String, String>,
 }
 
 impl Identity {
-    fn of(id: String, commit: Option<String>, files: BTreeMap<String, Place>) -> Result<Self> {
+    fn of(
+        id: String,
+        commit: Option<String>,
+        commits: BTreeMap<String, String>,
+        files: BTreeMap<String, Place>,
+    ) -> Result<Self> {
         let hashes = files.into_iter().map(|(name, place)| {
             let hash = file_hash(&place).with_context(|| format!("reading {}", place.display()))?;
             Ok((name, hash))
@@ -41,6 +49,7 @@ impl Identity {
             commit,
             sha256: hex(&Sha256::digest(lines)),
             files,
+            commits,
         })
     }
 
@@ -57,16 +66,36 @@ impl Identity {
 impl Checkpoint {
     /// Begins to hash every file that was read so far.
     pub fn identify(&self) -> JoinHandle<Result<Identity>> {
+        let mut files = self.files_read();
+        let mut commits = BTreeMap::new();
+        // A part of another name than its own there is no part of the model, and no pixel depends on it.
+        let parts = self
+            .parts
+            .iter()
+            .filter(|(name, part)| **name == part.component);
+        for (_, Part { checkpoint, .. }) in parts {
+            let id = checkpoint.id().trim_end_matches('/').to_owned();
+            let theirs = checkpoint.files_read().into_iter();
+            files.extend(theirs.map(|(name, place)| (format!("{id}/{name}"), place)));
+            if let Some(commit) = checkpoint.commit() {
+                commits.insert(id, commit.to_owned());
+            }
+        }
+        let (id, commit) = (self.id(), self.commit().map(str::to_owned));
+        std::thread::spawn(move || Identity::of(id, commit, commits, files))
+    }
+
+    fn files_read(&self) -> BTreeMap<String, Place> {
         let files = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-        let (id, commit, files) = (
-            match &self.source {
-                Source::Folder(_) => self.name.clone(),
-                Source::Hub(repository) => repository.id().to_owned(),
-            },
-            self.commit().map(str::to_owned),
-            files.clone(),
-        );
-        std::thread::spawn(move || Identity::of(id, commit, files))
+        files.clone()
+    }
+
+    /// The hub's id, or the folder as it was written on the command line.
+    fn id(&self) -> String {
+        match &self.source {
+            Source::Folder(_) => self.name.clone(),
+            Source::Hub(repository) => repository.id().to_owned(),
+        }
     }
 }
 

@@ -40,6 +40,18 @@ pub struct Checkpoint {
     index: Map<String, Value>,
     /// Every file that was handed out, by its name in the checkpoint.
     read: Mutex<BTreeMap<String, Place>>,
+    /// The component that may lie at the root, where the checkpoint was opened for it alone.
+    lone: Option<&'static str>,
+    /// Components that are taken from elsewhere.
+    parts: BTreeMap<&'static str, Part>,
+}
+
+/// A component of another checkpoint.
+#[derive(Debug)]
+struct Part {
+    checkpoint: Checkpoint,
+    /// Its name there.
+    component: &'static str,
 }
 
 #[derive(Debug)]
@@ -51,6 +63,57 @@ enum Source {
 impl Checkpoint {
     /// A path that exists wins, else `model` is a repository of the hub. Reads a config or two, no weights.
     pub fn open(model: &str, revision: &str) -> Result<Self> {
+        let mut checkpoint = Self::at(model, revision)?;
+        if let Some(place) = checkpoint.get("model_index.json")? {
+            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
+        } else if checkpoint.file("unet", "config.json")?.is_none() {
+            bail!(
+                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
+            );
+        }
+        Ok(checkpoint)
+    }
+
+    /// Takes `name` from `model`, a folder or a repository: its component `component`, or itself where it is nothing else.
+    pub fn replace(
+        &mut self,
+        name: &'static str,
+        model: &str,
+        component: &'static str,
+    ) -> Result<()> {
+        let mut checkpoint = Self::at(model, "main")?;
+        checkpoint.lone = Some(component);
+        if checkpoint.file(component, "config.json")?.is_none() {
+            bail!(
+                "{model} has no {component}/config.json and no config.json{}",
+                checkpoint.searched()
+            );
+        }
+        if let Some(place) = checkpoint.get("model_index.json")? {
+            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
+        }
+        let part = Part {
+            checkpoint,
+            component,
+        };
+        self.parts.insert(name, part);
+        Ok(())
+    }
+
+    /// Whether a component is taken from elsewhere.
+    pub fn is_replaced(&self, component: &str) -> bool {
+        self.parts.contains_key(component)
+    }
+
+    /// Where a component is, and its name there.
+    fn of<'a, 'b>(&'a self, component: &'b str) -> (&'a Checkpoint, &'b str) {
+        match self.parts.get(component) {
+            Some(part) => (&part.checkpoint, part.component),
+            None => (self, component),
+        }
+    }
+
+    fn at(model: &str, revision: &str) -> Result<Self> {
         let path = Path::new(model);
         let source = if path.is_dir() {
             Source::Folder(path.to_path_buf())
@@ -65,24 +128,14 @@ impl Checkpoint {
                 "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
             );
         };
-        Self::read(model, source)
-    }
-
-    fn read(model: &str, source: Source) -> Result<Self> {
-        let mut checkpoint = Self {
+        Ok(Self {
             name: model.to_string(),
             source,
             index: Map::new(),
             read: Mutex::default(),
-        };
-        if let Some(place) = checkpoint.get("model_index.json")? {
-            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
-        } else if checkpoint.file("unet", "config.json")?.is_none() {
-            bail!(
-                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
-            );
-        }
-        Ok(checkpoint)
+            lone: None,
+            parts: BTreeMap::new(),
+        })
     }
 
     /// As the user wrote it.
@@ -103,6 +156,8 @@ impl Checkpoint {
         if let Source::Hub(repository) = &self.source {
             repository.show_bars(bars);
         }
+        let parts = self.parts.values();
+        parts.for_each(|part| part.checkpoint.show_downloads(bars));
     }
 
     /// The pipeline that saved the checkpoint.
@@ -112,7 +167,8 @@ impl Checkpoint {
 
     /// The class that the index names for a component; diffusers takes it over the one in the component's own config.
     pub fn component_class(&self, component: &str) -> Option<&str> {
-        self.index.get(component)?.get(1)?.as_str()
+        let (at, component) = self.of(component);
+        at.index.get(component)?.get(1)?.as_str()
     }
 
     /// The diffusers version that saved it.
@@ -145,8 +201,9 @@ impl Checkpoint {
 
     /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
     pub fn file(&self, component: &str, name: &str) -> Result<Option<Place>> {
-        match self.find(component, name)? {
-            Some(inside) => self.get(&inside),
+        let (at, component) = self.of(component);
+        match at.find(component, name)? {
+            Some(inside) => at.get(&inside),
             None => Ok(None),
         }
     }
@@ -183,9 +240,10 @@ impl Checkpoint {
 
     /// A config as it stands.
     pub fn json(&self, component: &str, name: &str) -> Result<Map<String, Value>> {
-        let path = self.file(component, name)?.with_context(|| {
-            format!("{} has no {component}/{name}{}", self.name, self.searched())
-        })?;
+        let (at, component) = self.of(component);
+        let path = at
+            .file(component, name)?
+            .with_context(|| format!("{} has no {component}/{name}{}", at.name, at.searched()))?;
         json::read_object(&path, json::CONFIG_LIMIT)
     }
 
@@ -201,7 +259,8 @@ impl Checkpoint {
 
     /// Where a component is, for messages.
     fn place(&self, component: &str) -> String {
-        format!("{}/{component}", self.name.trim_end_matches('/'))
+        let (at, component) = self.of(component);
+        format!("{}/{component}", at.name.trim_end_matches('/'))
     }
 
     /// The end of a message about a file that is not there.
@@ -216,7 +275,7 @@ impl Checkpoint {
 
     /// Only a lone network and its scheduler may lie at the root, and only where they have no folder.
     fn is_flat(&self, component: &str) -> Result<bool> {
-        if !matches!(component, "unet" | "scheduler") {
+        if !matches!(component, "unet" | "scheduler") && self.lone != Some(component) {
             return Ok(false);
         }
         Ok(match &self.source {

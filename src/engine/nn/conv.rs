@@ -35,13 +35,21 @@ pub enum Conv2d {
     Candle {
         shape: ConvShape,
         weight: Tensor,
-        bias: Tensor,
+        bias: Option<Tensor>,
     },
 }
 
 impl Conv2d {
     /// Loads `weight` `(out, in, kernel, kernel)` and `bias` `(out)`.
     pub fn load(vb: VarBuilder, shape: ConvShape) -> Result<Self> {
+        Self::load_with(vb, shape, true)
+    }
+
+    pub fn load_no_bias(vb: VarBuilder, shape: ConvShape) -> Result<Self> {
+        Self::load_with(vb, shape, false)
+    }
+
+    fn load_with(vb: VarBuilder, shape: ConvShape, bias: bool) -> Result<Self> {
         let ConvShape {
             in_channels,
             out_channels,
@@ -54,10 +62,10 @@ impl Conv2d {
             return Ok(Self::Candle {
                 shape,
                 weight,
-                bias: vb.get(out_channels, "bias")?,
+                bias: bias.then(|| vb.get(out_channels, "bias")).transpose()?,
             });
         }
-        let bias = small(&vb, out_channels, "bias")?;
+        let bias = bias.then(|| small(&vb, out_channels, "bias")).transpose()?;
         let padding = [before, after, before, after];
         let shape = kernels::ConvShape {
             in_channels,
@@ -70,7 +78,7 @@ impl Conv2d {
         Ok(Self::Packed(PackedConv2d::pack(
             shape,
             weight.weights()?,
-            Some(&bias),
+            bias.as_deref(),
         )))
     }
 
@@ -119,7 +127,7 @@ impl Conv2d {
                 shape,
                 weight,
                 bias,
-            } => run_candle(shape, (weight, bias), x, extras),
+            } => run_candle(shape, (weight, bias.as_ref()), x, extras),
         }
     }
 }
@@ -167,7 +175,7 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
 
 fn run_candle(
     shape: &ConvShape,
-    (weight, bias): (&Tensor, &Tensor),
+    (weight, bias): (&Tensor, Option<&Tensor>),
     x: &Map,
     extras: Extras,
 ) -> Result<Map> {
@@ -185,7 +193,10 @@ fn run_candle(
         ),
     };
     let y = x.conv2d(weight, padding, shape.stride, 1, 1)?;
-    let mut y = Map::from_nchw(&y)?.nhwc()?.broadcast_add(bias)?;
+    let mut y = Map::from_nchw(&y)?.nhwc()?;
+    if let Some(bias) = bias {
+        y = y.broadcast_add(bias)?;
+    }
     if let Some(shift) = extras.shift {
         y = y.broadcast_add(shift)?;
     }

@@ -5,6 +5,7 @@
 //!                       └────load─> Pipeline ─draw(plans and seeds)─> pictures
 //! ```
 pub mod ddpm;
+pub mod decoding;
 mod overrides;
 pub mod txt2img;
 

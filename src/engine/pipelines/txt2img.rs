@@ -6,34 +6,29 @@
 //!                 latents = scheduler.step(eps)
 //! picture = decoder(latents / scaling_factor)
 //! ```
+use super::decoding::{Decoders, Decoding};
 use super::{Job, Pipeline, Plan, Sampling, System, Text, Watch};
 use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
+use crate::engine::models::autoencoder::Autoencoder;
 use crate::engine::models::clip::{ClipTextConfig, ClipTextModel};
 use crate::engine::models::tokenizer::ClipTokenizer;
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
-use crate::engine::models::vae::{VaeConfig, VaeDecoder};
 use crate::engine::noise::Noise;
-use crate::engine::preview::{self, Projection};
 use crate::engine::progress::{Phase, Progress};
 use crate::engine::runtime::Runtime;
 use crate::engine::schedulers::SchedulerConfig;
-use crate::engine::{cost, denoise::denoise, output};
+use crate::engine::{cost, denoise::denoise};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Tensor};
-use image::{RgbImage, imageops, imageops::FilterType};
-use std::cell::{OnceCell, RefCell};
+use image::RgbImage;
+use std::cell::RefCell;
 
 /// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
 const TOWER: Naming = Naming {
     strip: "text_model.",
     ignore: &["position_ids"],
-};
-/// Nothing here encodes pictures.
-const DECODER: Naming = Naming {
-    strip: "",
-    ignore: &["encoder.*", "quant_conv.*"],
 };
 
 /// What to draw.
@@ -57,7 +52,7 @@ pub struct Txt2ImgSystem {
     unet: UNetConfig,
     /// As it stands, for what it says of old versions.
     unet_file: serde_json::Map<String, serde_json::Value>,
-    vae: VaeConfig,
+    decoding: Decoding,
     scheduler: SchedulerConfig,
 }
 
@@ -69,16 +64,16 @@ impl Txt2ImgSystem {
             .config::<UNetFile>("unet")?
             .conditional()
             .context("unet/config.json")?;
-        let vae: VaeConfig = checkpoint.config("vae")?;
-        vae.check().context("vae/config.json")?;
+        let decoding = Decoding::read(checkpoint)?;
+        let latent_channels = decoding.vae.latent_channels();
         let text_encoder: ClipTextConfig = checkpoint.config("text_encoder")?;
         text_encoder.check().context("text_encoder/config.json")?;
         ensure!(
-            unet.in_channels == vae.latent_channels && unet.out_channels == vae.latent_channels,
+            unet.in_channels == latent_channels && unet.out_channels == latent_channels,
             "the UNet reads {} and writes {} channels and the VAE has {} latent channels: txt2img needs three equal numbers (inpainting models are not supported)",
             unet.in_channels,
             unet.out_channels,
-            vae.latent_channels
+            latent_channels
         );
         ensure!(
             unet.cross_attention_dim == Some(text_encoder.hidden_size),
@@ -93,7 +88,7 @@ impl Txt2ImgSystem {
             tokenizer,
             unet,
             unet_file,
-            vae,
+            decoding,
             scheduler,
         })
     }
@@ -134,10 +129,11 @@ impl System for Txt2ImgSystem {
     type Request = Txt2ImgRequest;
 
     fn plan(&self, request: &Txt2ImgRequest) -> Result<Plan> {
+        let vae = &self.decoding.vae;
         let size = picture_size(
             &self.unet,
             &self.unet_file,
-            &self.vae,
+            vae,
             request.height,
             request.width,
         )?;
@@ -145,10 +141,8 @@ impl System for Txt2ImgSystem {
             choose_scheduler(self.scheduler.clone(), &request.sampling)?;
         check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
         let text = self.text(request)?;
-        let (h, w) = (size.0 / self.vae.scale(), size.1 / self.vae.scale());
-        let widths = self.vae.block_out_channels.iter().take(2);
-        let top = widths.max().copied().unwrap_or(1);
-        let decode = size.0 as u64 * size.1 as u64 * top as u64 * 4 * 3;
+        let (h, w) = (size.0 / vae.scale(), size.1 / vae.scale());
+        let decode = size.0 as u64 * size.1 as u64 * vae.top_width() as u64 * 4 * 3;
         let plan = Plan {
             scheduler,
             request: sampler,
@@ -158,7 +152,7 @@ impl System for Txt2ImgSystem {
             work: calls as f64
                 * text.ids.len() as f64
                 * cost::unet_call(&self.unet, (h, w), text.ids[0].len())
-                + cost::decode(&self.vae, (h, w)),
+                + cost::decode(vae, (h, w)),
             text: Some(text),
         };
         plan.check_memory(1, "try a smaller --width and --height")?;
@@ -194,22 +188,12 @@ impl System for Txt2ImgSystem {
             let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
                 UNet::load(&self.unet, vb, runtime.activations())
             })?;
-            // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
-            let vae_runtime = if self.vae.force_upcast && runtime.activations() == DType::F16 {
-                runtime.in_f32()
-            } else {
-                runtime.clone()
-            };
-            let decoder = load(checkpoint, "vae", &vae_runtime, DECODER, |vb| {
-                VaeDecoder::load(&self.vae, vb, vae_runtime.activations())
-            })?;
             Ok(Box::new(Txt2Img {
                 reader,
                 unet,
-                decoder,
-                channels: self.vae.latent_channels,
-                scale: self.vae.scale(),
-                projection: OnceCell::new(),
+                decoders: self.decoding.load(checkpoint, runtime)?,
+                channels: self.decoding.vae.latent_channels(),
+                scale: self.decoding.vae.scale(),
                 runtime: runtime.clone(),
             }) as Box<dyn Pipeline>)
         })
@@ -258,13 +242,11 @@ impl Reader {
 struct Txt2Img {
     reader: Reader,
     unet: UNet,
-    decoder: VaeDecoder,
+    decoders: Decoders,
     /// Of the latents.
     channels: usize,
     /// Pixels for one latent, along each side.
     scale: usize,
-    /// From latents to colours, made when it is first needed.
-    projection: OnceCell<Projection>,
     runtime: Runtime,
 }
 
@@ -300,45 +282,16 @@ impl Pipeline for Txt2Img {
                 },
                 |calls, x| {
                     progress.step();
-                    watch(calls, &|k| self.preview(&x.narrow(0, k, 1)?))
+                    watch(calls, &|k| self.decoders.preview(&x.narrow(0, k, 1)?))
                 },
             )
         })?;
         // One after another: the decoder's maps are the largest of the run.
         progress.phase(Phase::Decode, || {
             (0..jobs.len())
-                .map(|k| self.picture(&latents.narrow(0, k, 1)?))
+                .map(|k| self.decoders.picture(&latents.narrow(0, k, 1)?))
                 .collect()
         })
-    }
-}
-
-impl Txt2Img {
-    /// The picture of one sample `(1, c, h, w)`.
-    fn picture(&self, latents: &Tensor) -> Result<RgbImage> {
-        output::to_rgb(&self.decoder.decode(latents)?.get(0)?)
-    }
-
-    /// The same without the decoder's price, at the same size.
-    fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
-        if self.projection.get().is_none() {
-            let shape = preview::field_seed(self.channels);
-            // Any seed does; the same one makes the same preview.
-            let normal = Noise::new(0, 1).normal(shape, DType::F32, &self.runtime.device)?;
-            let field = preview::field(self.channels, &normal)?;
-            let fit = Projection::fit(&field, &self.decoder.decode(&field)?)?;
-            let _ = self.projection.set(fit);
-        }
-        let projection = self.projection.get().context("it was just made")?;
-        let small = output::to_rgb(&projection.apply(latents)?)?;
-        let scale = self.scale as u32;
-        let (width, height) = (small.width() * scale, small.height() * scale);
-        Ok(imageops::resize(
-            &small,
-            width,
-            height,
-            FilterType::Triangle,
-        ))
     }
 }
 
@@ -365,7 +318,7 @@ fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
 fn picture_size(
     unet: &UNetConfig,
     file: &serde_json::Map<String, serde_json::Value>,
-    vae: &VaeConfig,
+    vae: &Autoencoder,
     height: Option<u32>,
     width: Option<u32>,
 ) -> Result<(usize, usize)> {

@@ -2,7 +2,7 @@
 use super::support::{distance, fixture, magnitude, tensors};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use diffuse::engine::models::{clip::*, unet::UNet, unet_config::UNetFile, vae::*};
+use diffuse::engine::models::{clip::*, tiny_vae::*, unet::UNet, unet_config::UNetFile, vae::*};
 use std::collections::HashMap;
 
 fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
@@ -131,6 +131,23 @@ fn vae_decoders_are_diffusers() {
             let config: VaeConfig = config(name);
             config.check().unwrap();
             let vae = VaeDecoder::load(
+                &config,
+                builder(name, "diffusion_pytorch_model.safetensors", dtype),
+                dtype,
+            )
+            .unwrap();
+            vae.decode(&e["x"].to_dtype(dtype).unwrap()).unwrap()
+        });
+    }
+}
+
+#[test]
+fn tiny_vae_decoders_are_diffusers() {
+    for name in ["tiny-vae", "tiny-vae-silu"] {
+        compare(name, |e, dtype| {
+            let config: TinyVaeConfig = config(name);
+            config.check().unwrap();
+            let vae = TinyVaeDecoder::load(
                 &config,
                 builder(name, "diffusion_pytorch_model.safetensors", dtype),
                 dtype,

@@ -1,0 +1,119 @@
+//! From latents to pictures: the VAE's decoder, and what makes previews of the steps.
+use super::load;
+use crate::engine::checkpoint::{Checkpoint, Naming};
+use crate::engine::models::autoencoder::{Autoencoder, Decoder};
+use crate::engine::noise::Noise;
+use crate::engine::output;
+use crate::engine::preview::{self, Projection};
+use crate::engine::runtime::Runtime;
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use image::{RgbImage, imageops, imageops::FilterType};
+use std::cell::OnceCell;
+
+/// The component that makes previews: no checkpoint has it, `--preview-vae` brings it.
+pub const PREVIEW: &str = "preview_vae";
+/// Nothing here encodes pictures.
+const DECODER: Naming = Naming {
+    strip: "",
+    ignore: &["encoder.*", "quant_conv.*"],
+};
+
+/// The configurations of the decoders.
+pub struct Decoding {
+    pub vae: Autoencoder,
+    /// What makes previews, where it is another than `vae`.
+    preview: Option<Autoencoder>,
+}
+
+impl Decoding {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let vae = Autoencoder::read(checkpoint, "vae")?;
+        let preview = checkpoint.is_replaced(PREVIEW);
+        let preview = preview.then(|| Autoencoder::read(checkpoint, PREVIEW));
+        let preview = preview.transpose()?;
+        if let Some(preview) = &preview {
+            ensure!(
+                preview.latent_channels() == vae.latent_channels(),
+                "the VAE for previews has {} latent channels and the model's has {}: they do not belong together",
+                preview.latent_channels(),
+                vae.latent_channels()
+            );
+        }
+        Ok(Self { vae, preview })
+    }
+
+    pub fn load(&self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Decoders> {
+        let one = |component: &str, config: &Autoencoder| {
+            // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
+            let runtime = if config.force_upcast() && runtime.activations() == DType::F16 {
+                runtime.in_f32()
+            } else {
+                runtime.clone()
+            };
+            load(checkpoint, component, &runtime, DECODER, |vb| {
+                Decoder::load(config, vb, runtime.activations())
+            })
+        };
+        let preview = self.preview.as_ref();
+        Ok(Decoders {
+            decoder: one("vae", &self.vae)?,
+            preview: preview.map(|vae| one(PREVIEW, vae)).transpose()?,
+            scale: self.vae.scale(),
+            projection: OnceCell::new(),
+            device: runtime.device.clone(),
+        })
+    }
+}
+
+/// Weights, ready to decode.
+pub struct Decoders {
+    decoder: Decoder,
+    preview: Option<Decoder>,
+    /// Pixels for one latent, along each side.
+    scale: usize,
+    /// From latents to colours, made when it is first needed.
+    projection: OnceCell<Projection>,
+    device: Device,
+}
+
+impl Decoders {
+    /// The picture of one sample `(1, c, h, w)`.
+    pub fn picture(&self, latents: &Tensor) -> Result<RgbImage> {
+        output::to_rgb(&self.decoder.decode(latents)?.get(0)?)
+    }
+
+    /// The same without the large decoder's price, at the same size.
+    pub fn preview(&self, latents: &Tensor) -> Result<RgbImage> {
+        let (_, channels, h, w) = latents.dims4()?;
+        let small = match (&self.preview, &self.decoder) {
+            (Some(decoder), _) | (None, decoder @ Decoder::Tiny(_)) => {
+                decoder.decode(latents)?.get(0)?
+            }
+            _ => self.projection(channels)?.apply(latents)?,
+        };
+        let small = output::to_rgb(&small)?;
+        let (width, height) = ((w * self.scale) as u32, (h * self.scale) as u32);
+        if small.dimensions() == (width, height) {
+            return Ok(small);
+        }
+        Ok(imageops::resize(
+            &small,
+            width,
+            height,
+            FilterType::Triangle,
+        ))
+    }
+
+    fn projection(&self, channels: usize) -> Result<&Projection> {
+        if self.projection.get().is_none() {
+            let shape = preview::field_seed(channels);
+            // Any seed does; the same one makes the same preview.
+            let normal = Noise::new(0, 1).normal(shape, DType::F32, &self.device)?;
+            let field = preview::field(channels, &normal)?;
+            let fit = Projection::fit(&field, &self.decoder.decode(&field)?)?;
+            let _ = self.projection.set(fit);
+        }
+        self.projection.get().context("it was just made")
+    }
+}
