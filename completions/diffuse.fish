@@ -76,6 +76,7 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l offline -d 'Use what was downloaded before, and no network'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l dry-run -d 'Print what would be done, with its price, and read no weights'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s p -l parents -d 'Make the folders of --output that are missing'
@@ -139,6 +140,7 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l offline -d 'Use what was downloaded before, and no network'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dry-run -d 'Print what would be done, with its price, and read no weights'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s p -l parents -d 'Make the folders of --output that are missing'

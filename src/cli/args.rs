@@ -1,5 +1,6 @@
 //! Flags that both commands share, and the values they take.
 use super::{output::Output, schedule::ScheduleArgs, terminal::Terminal};
+use crate::engine::checkpoint::{Checkpoint, Network};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
@@ -211,6 +212,20 @@ pub struct RevisionArgs {
     /// Branch, tag or commit of a model on huggingface.co
     #[arg(long, value_name = "REV", default_value = "main")]
     pub revision: String,
+    /// Use what was downloaded before, and no network
+    #[arg(long)]
+    pub offline: bool,
+}
+
+impl RevisionArgs {
+    /// Opens the model at this revision.
+    pub fn open(&self, model: &str) -> anyhow::Result<Checkpoint> {
+        let network = match self.offline {
+            true => Network::Forbidden,
+            false => Network::Allowed,
+        };
+        Checkpoint::open_by(network, model, &self.revision)
+    }
 }
 
 /// A seed below 2^32: larger ones draw the same pictures again.

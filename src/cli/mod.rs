@@ -77,7 +77,7 @@ trait Drawing: FromArgMatches + clap::Args {
     fn request(&self) -> <Self::System as System>::Request;
     /// The model, its configurations alone.
     fn open(&self) -> Result<Checkpoint> {
-        Checkpoint::open(self.model(), &self.shared().revision.revision)
+        self.shared().revision.open(self.model())
     }
     /// Puts what flags bring in the place of the checkpoint's own.
     fn attach(&self, _checkpoint: &mut Checkpoint) -> Result<()> {

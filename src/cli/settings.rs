@@ -12,7 +12,8 @@ use std::ffi::{OsStr, OsString};
 pub type Settings = Map<String, Value>;
 
 /// Flags of a whole run: no row has them and no picture remembers them.
-const RUN: [&str; 20] = [
+const RUN: [&str; 21] = [
+    "offline",
     "quiet",
     "verbose",
     "threads",

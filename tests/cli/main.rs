@@ -3,6 +3,12 @@ mod batches;
 mod completions;
 mod errors;
 mod help;
+mod hub {
+    mod broken;
+    mod cache;
+    mod refused;
+    mod server;
+}
 mod look;
 mod names;
 mod parts;

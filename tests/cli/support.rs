@@ -41,6 +41,17 @@ impl Folder {
             "HF_TOKEN",
             "DIFFUSE_MODEL",
             "DIFFUSE_DEVICE",
+            "HF_TOKEN_PATH",
+            "HF_HUB_OFFLINE",
+            "HF_HUB_DOWNLOAD_TIMEOUT",
+            "HUGGINGFACE_HUB_CACHE",
+            "TRANSFORMERS_OFFLINE",
+            "ALL_PROXY",
+            "all_proxy",
+            "HTTPS_PROXY",
+            "https_proxy",
+            "HTTP_PROXY",
+            "http_proxy",
         ] {
             command.env_remove(name);
         }

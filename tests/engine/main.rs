@@ -1,6 +1,5 @@
 //! The engine against the diffusers library (fixtures) and against laws. One binary, so that candle is linked once.
 mod checkpoint;
-mod hub;
 mod schedule_laws;
 mod parity {
     mod models;

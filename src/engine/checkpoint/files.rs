@@ -1,7 +1,7 @@
 //! Which files hold a component's weights.
-use super::Checkpoint;
 use super::json;
 use super::place::Place;
+use super::{Checkpoint, Source};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 
@@ -91,6 +91,33 @@ impl Checkpoint {
             half: found.half,
             places: places.collect::<Result<_>>()?,
         })
+    }
+
+    /// Downloads the weights of all components that are not here yet, several files at once. Errors are left to
+    /// [`Checkpoint::prepare_weights`], except that the cache's gaps are told together where the network is off.
+    pub fn fetch_weights(&self, components: &[(&str, DType)]) -> Result<()> {
+        let (mut names, mut missing) = (Vec::new(), Vec::new());
+        for (component, dtype) in components {
+            let (at, inside) = self.of(component);
+            match (at.find_weights(inside, *dtype), &at.source) {
+                (Ok(found), _) if std::ptr::eq(at, self) => names.extend(found.names),
+                (Ok(found), Source::Hub(repository)) => repository.fetch(&found.names)?,
+                (Ok(_), Source::Folder(_)) => {}
+                (Err(_), _) => missing.push(*component),
+            }
+        }
+        let Source::Hub(repository) = &self.source else {
+            return Ok(());
+        };
+        let searched = repository.searched();
+        if missing.len() > 1 && !searched.is_empty() {
+            let missing = missing.join(", ");
+            bail!(
+                "{} has no weights of {missing}{searched}: run once without that",
+                self.name()
+            );
+        }
+        repository.fetch(&names)
     }
 
     /// What [`Checkpoint::prepare_weights`] would read, with nothing downloaded but the list of a model in parts.

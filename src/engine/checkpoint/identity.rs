@@ -104,8 +104,9 @@ fn file_hash(place: &Place) -> Result<String> {
         Place::Disk(path) => path,
         Place::Program(_, bytes) => return Ok(hex(&Sha256::digest(bytes))),
     };
-    // In the cache a name is a link to a blob, which is named by its SHA-256 where git LFS keeps it.
-    let blob = std::fs::canonicalize(path)?;
+    // In the cache a name is a link to a blob, which is named by its SHA-256 where git LFS keeps it. The blob may be a link
+    // in turn, to a store whose names are other hashes.
+    let blob = std::fs::read_link(path).unwrap_or_default();
     let name = blob.file_name().unwrap_or_default().to_string_lossy();
     let is_blob = blob.parent().and_then(Path::file_name) == Some("blobs".as_ref());
     if is_blob && name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {

@@ -26,6 +26,7 @@ mod torch;
 mod weights;
 
 pub use files::{Format, Wanted, WeightFiles};
+pub use hub::Network;
 pub use identity::{Identity, hex};
 pub use place::Place;
 pub use weights::{Naming, Weights};
@@ -36,6 +37,8 @@ pub use weights::{Naming, Weights};
 pub struct Checkpoint {
     /// As the user wrote it, for messages.
     name: String,
+    /// Whether parts from elsewhere may be downloaded.
+    network: Network,
     source: Source,
     index: Map<String, Value>,
     /// Every file that was handed out, by its name in the checkpoint.
@@ -63,7 +66,12 @@ enum Source {
 impl Checkpoint {
     /// A path that exists wins, else `model` is a repository of the hub. Reads a config or two, no weights.
     pub fn open(model: &str, revision: &str) -> Result<Self> {
-        let mut checkpoint = Self::at(model, revision)?;
+        Self::open_by(Network::Allowed, model, revision)
+    }
+
+    /// The same, over the network or from the cache alone.
+    pub fn open_by(network: Network, model: &str, revision: &str) -> Result<Self> {
+        let mut checkpoint = Self::at(network, model, revision)?;
         if let Some(place) = checkpoint.get("model_index.json")? {
             checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
         } else if checkpoint.file("unet", "config.json")?.is_none() {
@@ -81,7 +89,7 @@ impl Checkpoint {
         model: &str,
         component: &'static str,
     ) -> Result<()> {
-        let mut checkpoint = Self::at(model, "main")?;
+        let mut checkpoint = Self::at(self.network, model, "main")?;
         checkpoint.lone = Some(component);
         if checkpoint.file(component, "config.json")?.is_none() {
             bail!(
@@ -113,7 +121,7 @@ impl Checkpoint {
         }
     }
 
-    fn at(model: &str, revision: &str) -> Result<Self> {
+    fn at(network: Network, model: &str, revision: &str) -> Result<Self> {
         let path = Path::new(model);
         let source = if path.is_dir() {
             Source::Folder(path.to_path_buf())
@@ -122,7 +130,7 @@ impl Checkpoint {
                 "{model} is a file: give the folder of a model in the diffusers layout, or a hub id such as owner/name"
             );
         } else if hub::is_id(model) {
-            Source::Hub(Box::new(hub::Repository::open(model, revision)?))
+            Source::Hub(Box::new(hub::Repository::open(model, revision, network)?))
         } else {
             bail!(
                 "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
@@ -130,6 +138,7 @@ impl Checkpoint {
         };
         Ok(Self {
             name: model.to_string(),
+            network,
             source,
             index: Map::new(),
             read: Mutex::default(),
@@ -264,12 +273,10 @@ impl Checkpoint {
     }
 
     /// The end of a message about a file that is not there.
-    fn searched(&self) -> &'static str {
+    fn searched(&self) -> String {
         match &self.source {
-            Source::Hub(repository) if repository.is_offline() => {
-                " in the cache, and the hub was not asked (offline)"
-            }
-            _ => "",
+            Source::Hub(repository) => repository.searched(),
+            Source::Folder(_) => String::new(),
         }
     }
 

@@ -84,6 +84,7 @@ impl System for DdpmSystem {
         _only: Option<&Plan>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline>> {
+        checkpoint.fetch_weights(&[("unet", runtime.weights)])?;
         let unet = progress.phase(Phase::Load, || {
             load(checkpoint, "unet", runtime, Naming::default(), |vb| {
                 UNet::load(&self.unet, vb, runtime.activations())

@@ -43,14 +43,14 @@ impl Decoding {
         Ok(Self { vae, preview })
     }
 
+    /// The precision that the VAE's weights are kept in.
+    pub fn weights(&self, runtime: &Runtime) -> DType {
+        runtime_of(&self.vae, runtime).weights
+    }
+
     pub fn load(&self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Decoders> {
         let one = |component: &str, config: &Autoencoder| {
-            // force_upcast says that this VAE overflows in f16; bf16 and f32 have the range.
-            let runtime = if config.force_upcast() && runtime.activations() == DType::F16 {
-                runtime.in_f32()
-            } else {
-                runtime.clone()
-            };
+            let runtime = runtime_of(config, runtime);
             load(checkpoint, component, &runtime, DECODER, |vb| {
                 Decoder::load(config, vb, runtime.activations())
             })
@@ -63,6 +63,15 @@ impl Decoding {
             projection: OnceCell::new(),
             device: runtime.device.clone(),
         })
+    }
+}
+
+/// force_upcast says that a VAE overflows in f16; bf16 and f32 have the range.
+fn runtime_of(config: &Autoencoder, runtime: &Runtime) -> Runtime {
+    if config.force_upcast() && runtime.activations() == DType::F16 {
+        runtime.in_f32()
+    } else {
+        runtime.clone()
     }
 }
 

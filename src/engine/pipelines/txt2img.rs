@@ -171,6 +171,11 @@ impl System for Txt2ImgSystem {
         only: Option<&Plan>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline>> {
+        checkpoint.fetch_weights(&[
+            ("text_encoder", runtime.weights),
+            ("unet", runtime.weights),
+            ("vae", self.decoding.weights(runtime)),
+        ])?;
         let tower = progress.phase(Phase::Load, || {
             load(checkpoint, "text_encoder", runtime, TOWER, |vb| {
                 ClipTextModel::load(&self.text_encoder, vb, runtime.activations())

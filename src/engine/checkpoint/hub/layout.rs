@@ -1,0 +1,177 @@
+//! Where the cache keeps a repository, as Python's huggingface_hub does:
+//!
+//! ```text
+//! models--OWNER--NAME/refs/REVISION              the commit, as a text
+//! models--OWNER--NAME/snapshots/COMMIT/FILE      a link to its blob
+//! models--OWNER--NAME/blobs/ETAG                 the bytes; ETAG.incomplete until they are checked
+//! models--OWNER--NAME/.no_exist/COMMIT/FILE      empty: the commit has no such file
+//! .locks/models--OWNER--NAME/ETAG.lock           held by the process that writes the blob
+//! ```
+use anyhow::{Context, Result, bail};
+use hf_hub::{Cache, CacheRepo, Repo};
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug)]
+pub struct Layout {
+    cache: PathBuf,
+    /// The repository's name as a folder.
+    name: String,
+    repository: CacheRepo,
+}
+
+impl Layout {
+    pub fn new(cache: PathBuf, repository: Repo) -> Self {
+        Self {
+            name: repository.folder_name(),
+            repository: Cache::new(cache.clone()).repo(repository),
+            cache,
+        }
+    }
+
+    /// The folder of all repositories.
+    pub fn cache(&self) -> &Path {
+        &self.cache
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.cache.join(&self.name)
+    }
+
+    /// The commit the cache holds for a revision: by its branch or tag, or because the revision is a commit.
+    pub fn commit(&self, revision: &str) -> Option<String> {
+        let named = std::fs::read_to_string(self.folder().join("refs").join(revision)).ok();
+        let commit = named.map_or_else(|| revision.to_string(), |text| text.trim().to_string());
+        (is_commit(&commit) && self.snapshot(&commit).is_dir()).then_some(commit)
+    }
+
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.repository.pointer_path(commit)
+    }
+
+    pub fn blob(&self, etag: &str) -> PathBuf {
+        self.repository.blob_path(etag)
+    }
+
+    /// Whether the cache knows that the commit has no such file.
+    pub fn lacks(&self, commit: &str, name: &str) -> bool {
+        self.absence(commit, name).is_file()
+    }
+
+    /// Notes that the commit has no such file, so that nobody asks again. A cache that cannot be written is asked again.
+    pub fn note_absence(&self, commit: &str, name: &str) {
+        let path = self.absence(commit, name);
+        if let Some(folder) = path.parent()
+            && std::fs::create_dir_all(folder).is_ok()
+        {
+            let _ = File::create(path);
+        }
+    }
+
+    fn absence(&self, commit: &str, name: &str) -> PathBuf {
+        self.folder().join(".no_exist").join(commit).join(name)
+    }
+
+    /// Notes the commit of a branch or tag; a reader finds the old one or the new one.
+    pub fn note_commit(&self, revision: &str, commit: &str) -> Result<()> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder().join("refs").join(revision);
+        if std::fs::read_to_string(&path).is_ok_and(|text| text == commit) {
+            return Ok(());
+        }
+        let folder = make_parent(&path)?;
+        let write = || -> std::io::Result<()> {
+            let mut builder = tempfile::Builder::new();
+            // As for any new file, and not the mode of a temporary one, which is for its owner alone.
+            #[cfg(unix)]
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let mut file = builder.suffix(".tmp").tempfile_in(folder)?;
+            file.write_all(commit.as_bytes())?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().with_context(|| unwritable(&path))
+    }
+
+    /// Waits until no other process writes this blob; the lock ends with the file that is returned, or with the process.
+    pub fn lock(&self, etag: &str, name: &str) -> Result<File> {
+        let folder = self.cache.join(".locks").join(&self.name);
+        let path = folder.join(format!("{etag}.lock"));
+        make_parent(&path)?;
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false);
+        let file = file.open(&path).with_context(|| unwritable(&path))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                tracing::info!("{name} is being downloaded by another process: waiting for it");
+                file.lock().with_context(|| unwritable(&path))?;
+            }
+            // Some network file systems have no locks. The blob's hash still tells whether two have mixed their bytes.
+            Err(TryLockError::Error(err)) => {
+                tracing::debug!("no lock at {}: {err}", path.display())
+            }
+        }
+        Ok(file)
+    }
+
+    /// Makes a whole blob visible under its name.
+    pub fn link(&self, etag: &str, commit: &str, name: &str) -> Result<()> {
+        let pointer = self.snapshot(commit).join(name);
+        if pointer.is_file() {
+            return Ok(());
+        }
+        make_parent(&pointer)?;
+        // Relative, so that the cache can be moved.
+        let up = "../".repeat(2 + name.matches('/').count());
+        let target = format!("{up}blobs/{etag}");
+        let blob = self.blob(etag);
+        let linked = match symlink(&target, &pointer) {
+            Err(err) if err.kind() == ErrorKind::AlreadyExists && !pointer.is_file() => {
+                std::fs::remove_file(&pointer).and_then(|()| symlink(&target, &pointer))
+            }
+            other => other,
+        };
+        match linked {
+            Ok(()) => Ok(()),
+            // Another process was quicker.
+            Err(err) if err.kind() == ErrorKind::AlreadyExists => Ok(()),
+            // Where there are no links, the file itself is there, as in Python's.
+            Err(_) => std::fs::rename(&blob, &pointer).with_context(|| unwritable(&pointer)),
+        }
+    }
+}
+
+#[cfg(unix)]
+fn symlink(target: &str, link: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(windows)]
+fn symlink(target: &str, link: &Path) -> std::io::Result<()> {
+    std::os::windows::fs::symlink_file(target.replace('/', "\\"), link)
+}
+
+/// Makes the folder that `path` is in.
+pub fn make_parent(path: &Path) -> Result<&Path> {
+    let Some(folder) = path.parent() else {
+        bail!("{} has no folder", path.display());
+    };
+    std::fs::create_dir_all(folder).with_context(|| unwritable(folder))?;
+    Ok(folder)
+}
+
+pub fn unwritable(path: &Path) -> String {
+    format!(
+        "{} cannot be written; set HF_HUB_CACHE to a folder that can",
+        path.display()
+    )
+}
+
+/// Whether a text can be a commit: the hub's own have 40 digits.
+pub fn is_commit(text: &str) -> bool {
+    text.len() >= 7 && text.len() <= 64 && text.chars().all(|c| c.is_ascii_hexdigit())
+}

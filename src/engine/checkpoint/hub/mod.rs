@@ -1,0 +1,388 @@
+//! Repositories of the hub: the cache that Python shares, and downloads.
+//!
+//! What is in the cache is used without asking the network. Otherwise one request lists the repository's files at a
+//! commit, and only files that are asked for are fetched.
+//!
+//! - `settings`: the environment
+//! - `layout`: the cache's folders and links
+//! - `client`: requests
+//! - `download`: files that come whole or not at all
+//! - `words`: what went wrong, for the user
+mod client;
+mod download;
+mod layout;
+mod settings;
+mod words;
+
+use crate::engine::memory::gigabytes;
+use anyhow::{Context, Result, bail};
+use client::{About, Client, Failure};
+use download::{Downloads, Job, Patience, check_space};
+use hf_hub::{Repo, RepoType};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use layout::Layout;
+pub use settings::Network;
+use settings::Settings;
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use words::Asked;
+
+/// Files that are downloaded at once.
+const THREADS: usize = 4;
+
+/// Whether a text has the form `owner/name`.
+pub fn is_id(text: &str) -> bool {
+    let fits = |part: &str| {
+        let plain = part
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+        plain
+            && !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(['.', '-'])
+            && !part.contains("..")
+    };
+    text.split_once('/')
+        .is_some_and(|(owner, name)| fits(owner) && fits(name))
+}
+
+/// A repository at a revision.
+#[derive(Debug)]
+pub struct Repository {
+    id: String,
+    revision: String,
+    layout: Layout,
+    client: Client,
+    /// Where the bars of downloads are drawn; nowhere at first.
+    bars: OnceLock<MultiProgress>,
+    /// What forbids the network, if anything does.
+    forbidden: Option<&'static str>,
+    /// The network did not answer.
+    silent: AtomicBool,
+    /// The names of its files and its commit, once the hub was asked.
+    listing: OnceLock<Listing>,
+    /// The commit of the cache's files, where the cache knows the revision.
+    cached: Option<String>,
+}
+
+#[derive(Debug)]
+struct Listing {
+    commit: String,
+    names: BTreeSet<String>,
+}
+
+impl Repository {
+    pub fn open(id: &str, revision: &str, network: Network) -> Result<Self> {
+        if !is_plain(revision) || revision.contains(['\\', '?', '#', '%']) {
+            bail!("revision {revision:?} is no branch, tag or commit: main is the usual one");
+        }
+        let settings = Settings::read(network)?;
+        let layout = |id: &str| Layout::new(settings.cache.clone(), model(id, revision));
+        let cached = layout(id).commit(revision);
+        let id = match words::moved(id) {
+            // What was downloaded in time is as good as ever.
+            Some(mirror) if cached.is_none() => {
+                tracing::warn!("{id} was removed from the hub: using its mirror {mirror}");
+                mirror
+            }
+            _ => id,
+        };
+        let layout = layout(id);
+        Ok(Self {
+            cached: layout.commit(revision),
+            client: Client::new(&settings),
+            layout,
+            id: id.to_owned(),
+            revision: revision.to_owned(),
+            bars: OnceLock::new(),
+            forbidden: settings.offline,
+            silent: AtomicBool::new(false),
+            listing: OnceLock::new(),
+        })
+    }
+
+    /// Where downloads of weights show how far they are; the first call counts.
+    pub fn show_bars(&self, bars: &MultiProgress) {
+        let _ = self.bars.set(bars.clone());
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn commit(&self) -> Option<&str> {
+        let asked = self.listing.get().map(|l| l.commit.as_str());
+        asked.or(self.cached.as_deref())
+    }
+
+    /// A file, from the cache or the network; `None` where the repository has none of this name.
+    pub fn get(&self, name: &str) -> Result<Option<PathBuf>> {
+        if !self.contains(name)? {
+            return Ok(None);
+        }
+        self.fetch(&[name.to_owned()])?;
+        Ok(self.cached_path(name))
+    }
+
+    /// Whether there is a file of this name, in the cache or the repository.
+    pub fn contains(&self, name: &str) -> Result<bool> {
+        if self.cached_path(name).is_some() {
+            return Ok(true);
+        }
+        if !is_plain(name) || self.knows_absent(name) {
+            return Ok(false);
+        }
+        let Some(listing) = self.listing()? else {
+            return Ok(false);
+        };
+        let found = listing.names.contains(name);
+        if !found {
+            self.layout.note_absence(&listing.commit, name);
+        }
+        Ok(found)
+    }
+
+    fn knows_absent(&self, name: &str) -> bool {
+        self.commit()
+            .is_some_and(|commit| self.layout.lacks(commit, name))
+    }
+
+    /// The bytes of a file, asked of the hub.
+    pub fn size(&self, name: &str) -> Result<u64> {
+        let repository = self.at_commit()?;
+        let size = self.about(&repository, name)?.size;
+        size.with_context(|| format!("the hub does not tell the size of {name}"))
+    }
+
+    /// Brings files into the cache, several at once. They must be in the repository.
+    pub fn fetch(&self, names: &[String]) -> Result<()> {
+        let mut missing: Vec<&String> = names.iter().collect();
+        missing.retain(|name| self.cached_path(name).is_none());
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let repository = self.at_commit()?;
+        let about = |name: &&String| {
+            Ok(Job {
+                about: self.about(&repository, name)?,
+                name: (*name).clone(),
+            })
+        };
+        let stop = AtomicBool::new(false);
+        let jobs = in_parallel(&missing, &stop, about)?;
+        let left: u64 = jobs.iter().map(|job| self.bytes_left(&job.about)).sum();
+        check_space(self.layout.cache(), left)?;
+        let names: Vec<&str> = missing.iter().map(|name| name.as_str()).collect();
+        let (names, left) = (names.join(", "), gigabytes(left));
+        match jobs.iter().all(is_small) {
+            true => tracing::debug!("downloading {names} of {}", self.id),
+            false => tracing::info!("downloading {names} of {} ({left})", self.id),
+        }
+        let downloads = Downloads {
+            client: &self.client,
+            layout: &self.layout,
+            repository: &repository,
+            asked: self.asked(),
+            stop: &stop,
+        };
+        in_parallel(&jobs, &stop, |job| {
+            let bar = self.bar(job);
+            let fetched = downloads.fetch(job, &bar);
+            bar.finish_and_clear();
+            fetched
+        })?;
+        Ok(())
+    }
+
+    /// What a download has still to bring.
+    fn bytes_left(&self, about: &About) -> u64 {
+        let blob = self.layout.blob(&about.etag);
+        let partial = blob.with_file_name(format!("{}.incomplete", about.etag));
+        let here = match (std::fs::metadata(blob), std::fs::metadata(partial)) {
+            (Ok(found), _) | (_, Ok(found)) => found.len(),
+            _ => 0,
+        };
+        about.size.unwrap_or(0).saturating_sub(here)
+    }
+
+    fn bar(&self, job: &Job) -> ProgressBar {
+        let Some(bars) = self.bars.get().filter(|_| !is_small(job)) else {
+            return ProgressBar::hidden();
+        };
+        let template = "{msg:34} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(template).expect("the template is well formed");
+        // The end of a long name tells more than its start.
+        let skip = job.name.chars().count().saturating_sub(34);
+        let bar = bars.add(ProgressBar::new(job.about.size.unwrap_or(0)));
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_message(job.name.chars().skip(skip).collect::<String>());
+        bar
+    }
+
+    /// What the hub knows of a file.
+    fn about(&self, repository: &Repo, name: &str) -> Result<About> {
+        self.patiently(|| self.client.about(repository, name))
+    }
+
+    fn patiently<T>(&self, ask: impl Fn() -> Result<T, Failure>) -> Result<T> {
+        let mut patience = Patience::default();
+        loop {
+            let failure = match ask() {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => failure,
+            };
+            match patience.pause(&failure) {
+                Some(pause) => std::thread::sleep(pause),
+                None => return Err(self.asked().explain(failure)),
+            }
+        }
+    }
+
+    fn asked(&self) -> Asked<'_> {
+        Asked {
+            id: &self.id,
+            revision: &self.revision,
+            endpoint: self.client.endpoint(),
+            has_token: self.client.has_token(),
+        }
+    }
+
+    /// The repository at the one commit of this run, so that no two are mixed.
+    fn at_commit(&self) -> Result<Repo> {
+        match self.listing()? {
+            Some(listing) => Ok(model(&self.id, &listing.commit)),
+            None => bail!("{} is not whole{}", self.id, self.searched()),
+        }
+    }
+
+    /// Whether the repository has files under `folder/`.
+    pub fn has_folder(&self, folder: &str) -> Result<bool> {
+        let cached = self.snapshot().is_some_and(|s| s.join(folder).is_dir());
+        if cached {
+            return Ok(true);
+        }
+        // A component that has a folder has its config there.
+        let configs = ["config.json", "scheduler_config.json"];
+        if configs
+            .iter()
+            .any(|config| self.knows_absent(&format!("{folder}/{config}")))
+        {
+            return Ok(false);
+        }
+        let start = format!("{folder}/");
+        let listing = self.listing()?;
+        Ok(listing.is_some_and(|l| l.names.iter().any(|name| name.starts_with(&start))))
+    }
+
+    /// The end of a message about a file that is not there: why only the cache was searched, where that is so.
+    pub fn searched(&self) -> String {
+        match self.forbidden {
+            Some(why) => format!(" in the cache, and the network is off ({why})"),
+            None if self.silent.load(Ordering::Relaxed) => {
+                " in the cache, and the hub cannot be reached".to_owned()
+            }
+            None => String::new(),
+        }
+    }
+
+    fn snapshot(&self) -> Option<PathBuf> {
+        Some(self.layout.snapshot(self.commit()?))
+    }
+
+    /// Where the cache has a file.
+    pub fn cached_path(&self, name: &str) -> Option<PathBuf> {
+        self.snapshot()
+            .map(|s| s.join(name))
+            .filter(|path| is_plain(name) && path.is_file())
+    }
+
+    /// What the repository has; `None` where only the cache can be asked, which then must know the revision.
+    fn listing(&self) -> Result<Option<&Listing>> {
+        if let Some(listing) = self.listing.get() {
+            return Ok(Some(listing));
+        }
+        if self.silent.load(Ordering::Relaxed) || self.forbidden.is_some() {
+            return match self.cached {
+                Some(_) => Ok(None),
+                None => bail!(
+                    "{} at {} is not{}: run once without that; {}",
+                    self.id,
+                    self.revision,
+                    self.searched(),
+                    words::without_network()
+                ),
+            };
+        }
+        let wanted = self.cached.as_deref().unwrap_or(&self.revision);
+        let repository = model(&self.id, wanted);
+        let list = match self.client.list(&repository) {
+            Ok(list) => list,
+            Err(Failure::Broken(text)) if self.cached.is_some() => {
+                tracing::warn!("the hub cannot be reached ({text}): using what the cache has");
+                self.silent.store(true, Ordering::Relaxed);
+                return Ok(None);
+            }
+            // The hub is there; it may be busy.
+            Err(failure @ Failure::Refused { .. }) if failure.may_pass() => {
+                self.patiently(|| self.client.list(&repository))?
+            }
+            Err(failure) => return Err(self.asked().explain(failure)),
+        };
+        // Where this cannot be written, nothing else can, and that is told.
+        let _ = self.layout.note_commit(&self.revision, &list.commit);
+        let names = list.names.into_iter().filter(|name| is_plain(name));
+        Ok(Some(self.listing.get_or_init(|| Listing {
+            names: names.collect(),
+            commit: list.commit,
+        })))
+    }
+}
+
+/// Whether a file comes before a bar for it could be read.
+fn is_small(job: &Job) -> bool {
+    job.about.size.is_some_and(|size| size < 1 << 20)
+}
+
+fn model(id: &str, revision: &str) -> Repo {
+    Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned())
+}
+
+/// Whether a path leads down and nowhere else.
+fn is_plain(path: &str) -> bool {
+    let mut parts = Path::new(path).components();
+    !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
+}
+
+/// `work` on each item, on several threads; the first error ends all and sets `stop`.
+fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    stop: &AtomicBool,
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Ok(Vec::new()));
+    let lock = || done.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..THREADS.min(items.len()) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed)
+                    && let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed))
+                {
+                    let result = work(item);
+                    match (&mut *lock(), result) {
+                        (Ok(results), Ok(result)) => results.push(result),
+                        (so_far @ Ok(_), Err(err)) => {
+                            stop.store(true, Ordering::Relaxed);
+                            *so_far = Err(err);
+                        }
+                        // The first error is the cause of others.
+                        (Err(_), _) => {}
+                    }
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
