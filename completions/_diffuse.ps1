@@ -74,13 +74,15 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             break
         }
         'diffuse;txt2img' {
-            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, or a model on huggingface.co')
+            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt')
             [CompletionResult]::new('--guidance-scale', '--guidance-scale', [CompletionResultType]::ParameterName, 'How closely the picture follows the text; 1 or less is no guidance')
             [CompletionResult]::new('--guidance-rescale', '--guidance-rescale', [CompletionResultType]::ParameterName, 'Bring the guided prediction''s spread back to the prompt''s own, 0 to 1; for zero-SNR models')
             [CompletionResult]::new('--negative-prompt', '--negative-prompt', [CompletionResultType]::ParameterName, 'What to keep out of the picture')
             [CompletionResult]::new('--width', '--width', [CompletionResultType]::ParameterName, 'Width in pixels, a multiple of 8 [default: the model''s]')
             [CompletionResult]::new('--height', '--height', [CompletionResultType]::ParameterName, 'Height in pixels, a multiple of 8 [default: the model''s]')
+            [CompletionResult]::new('--config', '--config', [CompletionResultType]::ParameterName, 'Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co')
             [CompletionResult]::new('--vae', '--vae', [CompletionResultType]::ParameterName, 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny')
+            [CompletionResult]::new('--lora', '--lora', [CompletionResultType]::ParameterName, 'Add a LoRA, WEIGHT times (1 unless given); may be given several times')
             [CompletionResult]::new('--preview-vae', '--preview-vae', [CompletionResultType]::ParameterName, 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]')
             [CompletionResult]::new('--revision', '--revision', [CompletionResultType]::ParameterName, 'Branch, tag or commit of a model on huggingface.co')
             [CompletionResult]::new('--steps', '--steps', [CompletionResultType]::ParameterName, 'Denoising steps, at most the model''s training steps (most have 1000)')

@@ -264,17 +264,14 @@ _diffuse() {
             return 0
             ;;
         diffuse__subcmd__txt2img)
-            opts="-n -o -p -q -v -h --model --guidance-scale --guidance-rescale --negative-prompt --width --height --vae --preview-vae --revision --offline --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
+            opts="-n -o -p -q -v -h --model --guidance-scale --guidance-rescale --negative-prompt --width --height --config --vae --lora --preview-vae --revision --offline --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
                 --model)
-                    COMPREPLY=()
-                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
-                        compopt -o plusdirs
-                    fi
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --guidance-scale)
@@ -297,10 +294,32 @@ _diffuse() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --config)
+                    COMPREPLY=()
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
                 --vae)
                     COMPREPLY=()
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
+                    fi
+                    return 0
+                    ;;
+                --lora)
+                    local oldifs
+                    if [ -n "${IFS+x}" ]; then
+                        oldifs="$IFS"
+                    fi
+                    IFS=$'\n'
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    if [ -n "${oldifs+x}" ]; then
+                        IFS="$oldifs"
+                    fi
+                    if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
+                        compopt -o filenames
                     fi
                     return 0
                     ;;

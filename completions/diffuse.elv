@@ -69,13 +69,15 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'diffuse;txt2img'= {
-            cand --model 'A folder in the diffusers layout, or a model on huggingface.co'
+            cand --model 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt'
             cand --guidance-scale 'How closely the picture follows the text; 1 or less is no guidance'
             cand --guidance-rescale 'Bring the guided prediction''s spread back to the prompt''s own, 0 to 1; for zero-SNR models'
             cand --negative-prompt 'What to keep out of the picture'
             cand --width 'Width in pixels, a multiple of 8 [default: the model''s]'
             cand --height 'Height in pixels, a multiple of 8 [default: the model''s]'
+            cand --config 'Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co'
             cand --vae 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny'
+            cand --lora 'Add a LoRA, WEIGHT times (1 unless given); may be given several times'
             cand --preview-vae 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]'
             cand --revision 'Branch, tag or commit of a model on huggingface.co'
             cand --steps 'Denoising steps, at most the model''s training steps (most have 1000)'

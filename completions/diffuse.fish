@@ -87,13 +87,15 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l show -d 'Draw e
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l config -d 'Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l vae -d 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l lora -d 'Add a LoRA, WEIGHT times (1 unless given); may be given several times' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l preview-vae -d 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r

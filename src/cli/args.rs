@@ -220,11 +220,16 @@ pub struct RevisionArgs {
 impl RevisionArgs {
     /// Opens the model at this revision.
     pub fn open(&self, model: &str) -> anyhow::Result<Checkpoint> {
+        self.open_with(model, None)
+    }
+
+    /// The same; a model in one file with the configurations of another checkpoint.
+    pub fn open_with(&self, model: &str, config: Option<&str>) -> anyhow::Result<Checkpoint> {
         let network = match self.offline {
             true => Network::Forbidden,
             false => Network::Allowed,
         };
-        Checkpoint::open_by(network, model, &self.revision)
+        Checkpoint::open_with(network, model, &self.revision, config)
     }
 }
 

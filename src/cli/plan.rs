@@ -65,6 +65,14 @@ impl Price {
                 }
             }
         }
+        // They are merged into the weights, so they keep no room of their own.
+        for lora in checkpoint.loras() {
+            let file = lora.wanted()?;
+            match file.here {
+                true => here += file.bytes,
+                false => missing.push(file),
+            }
+        }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
         let peak = kept + self.maps + memory::OWN;
         let seconds = self.work / runtime.speed()?;

@@ -36,13 +36,21 @@ const RUN: [&str; 21] = [
     "version",
 ];
 /// Flags of a whole run that a picture remembers.
-const MODEL: [&str; 4] = ["model", "revision", "dtype", "vae"];
+const MODEL: [&str; 6] = ["model", "revision", "dtype", "config", "vae", "lora"];
 /// Flags of a row that its pictures do not remember: where they went, and how many there were.
 const PLACE: [&str; 3] = ["output", "overwrite", "num_images"];
 /// How long a run is: a command line says it in one of these ways.
 const LENGTH: [&str; 3] = ["steps", "timesteps", "sigmas"];
 /// Texts, which stay texts where they look like numbers.
-const TEXTS: [&str; 5] = ["prompt", "negative_prompt", "model", "revision", "vae"];
+const TEXTS: [&str; 7] = [
+    "config",
+    "prompt",
+    "negative_prompt",
+    "model",
+    "revision",
+    "vae",
+    "lora",
+];
 
 /// The settings in a parsed command line, defaults included, that a picture remembers.
 pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
@@ -151,31 +159,39 @@ fn flags<'a>(
 }
 
 /// The flags `first` with `later` after them, where the last of repeated flags counts. The ways to say how long a run is are one
-/// setting here: a later one takes the place of an earlier one of another name.
+/// setting here: a later one takes the place of an earlier one of another name. So are all LoRAs together.
 pub fn overridden(first: Vec<OsString>, later: &[OsString]) -> Vec<OsString> {
-    let replaces = later
-        .iter()
-        .take_while(|word| *word != "--")
-        .any(|word| says_length(word));
-    let mut words = Vec::new();
-    let mut rest = first.into_iter();
-    while let Some(word) = rest.next() {
-        if !(replaces && says_length(&word)) {
-            words.push(word);
-        } else if !word.to_string_lossy().contains('=') {
-            // Its value is a word of its own.
-            rest.next();
+    let mut words = first;
+    for setting in [&LENGTH[..], &["lora"]] {
+        let mut given = later.iter().take_while(|word| *word != "--");
+        if given.any(|word| is_one_of(word, setting)) {
+            words = without(words, setting);
         }
     }
     words.extend_from_slice(later);
     words
 }
 
-/// Whether a word is one of the flags of [`LENGTH`], with or without its value.
-fn says_length(word: &OsStr) -> bool {
+/// The flags but for those of a setting.
+fn without(flags: Vec<OsString>, setting: &[&str]) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut rest = flags.into_iter();
+    while let Some(word) = rest.next() {
+        if !is_one_of(&word, setting) {
+            words.push(word);
+        } else if !word.to_string_lossy().contains('=') {
+            // Its value is a word of its own.
+            rest.next();
+        }
+    }
+    words
+}
+
+/// Whether a word is one of these flags, with or without its value.
+fn is_one_of(word: &OsStr, flags: &[&str]) -> bool {
     let word = word.to_string_lossy();
     let name = word.split_once('=').map_or(&*word, |(name, _)| name);
-    LENGTH.iter().any(|id| name.strip_prefix("--") == Some(*id))
+    flags.iter().any(|id| name.strip_prefix("--") == Some(*id))
 }
 
 fn scalar(key: &str, value: &Value) -> Result<String> {
@@ -259,6 +275,11 @@ mod tests {
                 "--steps 5",
                 "--seed 2 -- --sigmas",
                 "--steps 5 --seed 2 -- --sigmas",
+            ),
+            (
+                "--lora=a:1 --lora b -q --steps=3",
+                "--lora=c --seed 1",
+                "-q --steps=3 --lora=c --seed 1",
             ),
         ] {
             assert_eq!(overridden(words(first), &words(later)), words(wanted));

@@ -7,6 +7,8 @@ use crate::engine::pipelines::txt2img::{self, Txt2ImgRequest, Txt2ImgSystem};
 use crate::engine::schedulers::SchedulerConfig;
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
+use std::path::Path;
+use std::str::FromStr;
 
 /// Draw what a text says (latent diffusion with guidance)
 #[derive(Debug, Args)]
@@ -15,9 +17,9 @@ pub struct Txt2ImgArgs {
     /// What to draw
     #[arg(required_unless_present_any = ["prompts", "from", "print_schedule"])]
     prompt: Option<String>,
-    /// A folder in the diffusers layout, or a model on huggingface.co
+    /// A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
-          value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+          value_hint = ValueHint::AnyPath, value_parser = NonEmptyStringValueParser::new())]
     model: String,
     /// How closely the picture follows the text; 1 or less is no guidance
     #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true,
@@ -41,14 +43,57 @@ pub struct Txt2ImgArgs {
     /// Height in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     height: Option<u32>,
+    /// Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    config: Option<String>,
     /// Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny
     #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     vae: Option<String>,
+    /// Add a LoRA, WEIGHT times (1 unless given); may be given several times
+    ///
+    /// A file, a folder with one, owner/name of huggingface.co or owner/name/file.safetensors: in the layout of diffusers (PEFT) or
+    /// of kohya, for the UNet and the text encoders.
+    #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, value_parser = LoraArg::from_str)]
+    lora: Vec<LoraArg>,
     /// A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]
     #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     preview_vae: Option<String>,
     #[command(flatten)]
     shared: SharedArgs,
+}
+
+/// `--lora FILE[:WEIGHT]`
+#[derive(Clone, Debug)]
+struct LoraArg {
+    of: String,
+    weight: f64,
+}
+
+impl FromStr for LoraArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let lora = |of: &str, weight| Self {
+            of: of.to_owned(),
+            weight,
+        };
+        // A file may have a colon in its name.
+        if Path::new(text).exists() {
+            return Ok(lora(text, 1.0));
+        }
+        let parsed = text
+            .rsplit_once(':')
+            .and_then(|(of, weight)| Some((of, weight.parse::<f64>().ok()?)));
+        match parsed {
+            Some((_, weight)) if !weight.is_finite() => {
+                Err("give a finite weight, as in style.safetensors:0.8".to_owned())
+            }
+            Some(("", _)) => Err("give a file or owner/name before the colon".to_owned()),
+            Some((of, weight)) => Ok(lora(of, weight)),
+            None if text.is_empty() => Err("give a file or owner/name".to_owned()),
+            None => Ok(lora(text, 1.0)),
+        }
+    }
 }
 
 const EXAMPLES: &str = "\
@@ -70,6 +115,11 @@ impl Drawing for Txt2ImgArgs {
         &self.shared
     }
 
+    fn open(&self) -> Result<Checkpoint> {
+        let revision = &self.shared.revision;
+        revision.open_with(&self.model, self.config.as_deref())
+    }
+
     fn attach(&self, checkpoint: &mut Checkpoint) -> Result<()> {
         if let Some(vae) = &self.vae {
             checkpoint.replace("vae", vae, "vae").context("--vae")?;
@@ -77,6 +127,11 @@ impl Drawing for Txt2ImgArgs {
         if let Some(vae) = &self.preview_vae {
             let replaced = checkpoint.replace(PREVIEW, vae, "vae");
             replaced.context("--preview-vae")?;
+        }
+        for lora in &self.lora {
+            checkpoint
+                .add_lora(&lora.of, lora.weight)
+                .context("--lora")?;
         }
         Ok(())
     }

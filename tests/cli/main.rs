@@ -10,11 +10,13 @@ mod hub {
     mod server;
 }
 mod look;
+mod loras;
 mod names;
 mod parts;
 mod pipelines;
 mod provenance;
 mod replay;
 mod schedule;
+mod single;
 mod smoke;
 mod support;

@@ -1,9 +1,11 @@
 //! Which files hold a component's weights.
 use super::json;
+use super::original::Selection;
 use super::place::Place;
 use super::{Checkpoint, Source};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
+use std::sync::Arc;
 
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub struct WeightFiles {
     /// Saved in 16 bits beside (or instead of) the full precision.
     pub half: bool,
     pub places: Vec<Place>,
+    /// Which tensors of the file are the component's, where it has them all.
+    pub original: Option<Arc<Selection>>,
 }
 
 /// The names to look for, best first. `.non_ema` files are never wanted.
@@ -51,7 +55,11 @@ pub fn candidates(dtype: DType) -> Vec<(String, Format, bool)> {
         };
         for stem in ["diffusion_pytorch_model", "model", "pytorch_model"] {
             names.push((format!("{stem}{variant}.{ext}"), format, half));
+            // Python's libraries put the variant behind `index`; files in the wild have it in front too.
             names.push((format!("{stem}.{ext}.index{variant}.json"), format, half));
+            if half {
+                names.push((format!("{stem}{variant}.{ext}.index.json"), format, half));
+            }
         }
     }
     names
@@ -80,7 +88,13 @@ impl Checkpoint {
     /// Finds the weight files of a component, and downloads them where the checkpoint is on the hub.
     pub fn prepare_weights(&self, component: &str, dtype: DType) -> Result<WeightFiles> {
         let (at, inside) = self.of(component);
+        if let Source::Original(file) = &at.source {
+            let files = file.files(inside)?;
+            at.remember_file(&files.places);
+            return Ok(files);
+        }
         let found = at.find_weights(inside, dtype)?;
+        at.say_precision(dtype, found.half);
         let places = found.names.iter().map(|name| {
             let place = at.get(name)?;
             place.with_context(|| format!("{} has no {name}", at.name()))
@@ -90,6 +104,7 @@ impl Checkpoint {
             format: found.format,
             half: found.half,
             places: places.collect::<Result<_>>()?,
+            original: None,
         })
     }
 
@@ -102,7 +117,7 @@ impl Checkpoint {
             match (at.find_weights(inside, *dtype), &at.source) {
                 (Ok(found), _) if std::ptr::eq(at, self) => names.extend(found.names),
                 (Ok(found), Source::Hub(repository)) => repository.fetch(&found.names)?,
-                (Ok(_), Source::Folder(_)) => {}
+                (Ok(_), Source::Folder(_)) | (_, Source::Original(_)) => {}
                 (Err(_), _) => missing.push(*component),
             }
         }
@@ -123,6 +138,9 @@ impl Checkpoint {
     /// What [`Checkpoint::prepare_weights`] would read, with nothing downloaded but the list of a model in parts.
     pub fn wanted_weights(&self, component: &str, dtype: DType) -> Result<Vec<Wanted>> {
         let (at, component) = self.of(component);
+        if let Source::Original(file) = &at.source {
+            return Ok(vec![file.wanted(component)?]);
+        }
         let found = at.find_weights(component, dtype)?;
         let wanted = found.names.into_iter().map(|name| {
             let (bytes, here) = at.size(&name)?;
@@ -135,6 +153,26 @@ impl Checkpoint {
             })
         });
         wanted.collect()
+    }
+
+    /// Says once that the files are not in the precision that was asked for.
+    fn say_precision(&self, dtype: DType, half: bool) {
+        let name = dtype.as_str();
+        match (matches!(dtype, DType::F16 | DType::BF16), half) {
+            (true, false) => self.said.call_once(|| {
+                tracing::info!(
+                    "{} has no fp16 files: the full ones are read and cast to {name}",
+                    self.name()
+                );
+            }),
+            (false, true) => self.said.call_once(|| {
+                tracing::info!(
+                    "{} has fp16 files alone: they are read as {name}",
+                    self.name()
+                );
+            }),
+            _ => {}
+        }
     }
 
     fn find_weights(&self, component: &str, dtype: DType) -> Result<Found> {

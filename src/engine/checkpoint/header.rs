@@ -10,14 +10,42 @@ use super::weights::{Entry, FileType};
 use anyhow::{Result, bail};
 use safetensors::tensor::{Dtype, Metadata};
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
 /// A large network's header is a quarter of a megabyte.
 const LIMIT: u64 = 16 << 20;
 
+/// The texts that were written beside the tensors.
+pub fn notes(file: impl Read, length: u64) -> Result<HashMap<String, String>> {
+    let (metadata, _) = metadata(file, length)?;
+    Ok(metadata.metadata().clone().unwrap_or_default())
+}
+
 /// The tensors of a file of `length` bytes.
-pub fn read(mut file: impl Read, length: u64) -> Result<Vec<(String, Entry)>> {
+pub fn read(file: impl Read, length: u64) -> Result<Vec<(String, Entry)>> {
+    let (metadata, start) = metadata(file, length)?;
+    let mut entries = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let dtype = match info.dtype {
+            Dtype::F64 => FileType::F64,
+            Dtype::F32 => FileType::F32,
+            Dtype::F16 => FileType::F16,
+            Dtype::BF16 => FileType::BF16,
+            other => FileType::Other(format!("{other:?}")),
+        };
+        let entry = Entry::new(
+            dtype,
+            info.shape.clone(),
+            start + info.data_offsets.0 as u64,
+        );
+        entries.push((name, entry));
+    }
+    Ok(entries)
+}
+
+/// The header, and where the data begins.
+fn metadata(mut file: impl Read, length: u64) -> Result<(Metadata, u64)> {
     let mut size = [0; 8];
     if length < 8 || file.read_exact(&mut size).is_err() {
         bail!("only {length} bytes long: not a safetensors file");
@@ -49,23 +77,7 @@ pub fn read(mut file: impl Read, length: u64) -> Result<Vec<(String, Entry)>> {
             metadata.data_len()
         );
     }
-    let mut entries = Vec::new();
-    for (name, info) in metadata.tensors() {
-        let dtype = match info.dtype {
-            Dtype::F64 => FileType::F64,
-            Dtype::F32 => FileType::F32,
-            Dtype::F16 => FileType::F16,
-            Dtype::BF16 => FileType::BF16,
-            other => FileType::Other(format!("{other:?}")),
-        };
-        let entry = Entry::new(
-            dtype,
-            info.shape.clone(),
-            start + info.data_offsets.0 as u64,
-        );
-        entries.push((name, entry));
-    }
-    Ok(entries)
+    Ok((metadata, start))
 }
 
 /// A JSON object in which no key stands twice; serde would silently keep the last.

@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use std::thread::JoinHandle;
 
 /// A model as a picture's metadata names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Identity {
     /// The hub's id, or the folder as it was written on the command line.
     pub id: String,
@@ -26,6 +26,17 @@ pub struct Identity {
     /// The commits of components that are taken from other repositories, by these repositories' names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub commits: BTreeMap<String, String>,
+    /// In the order in which they were given; their files are among `files`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<UsedLora>,
+}
+
+/// A LoRA as a picture's metadata names it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct UsedLora {
+    pub file: String,
+    pub weight: f64,
+    pub sha256: String,
 }
 
 impl Identity {
@@ -33,6 +44,7 @@ impl Identity {
         id: String,
         commit: Option<String>,
         commits: BTreeMap<String, String>,
+        loras: Vec<(String, f64)>,
         files: BTreeMap<String, Place>,
     ) -> Result<Self> {
         let hashes = files.into_iter().map(|(name, place)| {
@@ -40,6 +52,12 @@ impl Identity {
             Ok((name, hash))
         });
         let files: BTreeMap<String, String> = hashes.collect::<Result<_>>()?;
+        let loras = loras.into_iter().map(|(file, weight)| UsedLora {
+            sha256: files.get(&file).cloned().unwrap_or_default(),
+            file,
+            weight,
+        });
+        let loras = loras.collect();
         let lines: String = files
             .iter()
             .map(|(name, hash)| format!("{hash}  {name}\n"))
@@ -50,12 +68,17 @@ impl Identity {
             sha256: hex(&Sha256::digest(lines)),
             files,
             commits,
+            loras,
         })
     }
 
     /// The hash of the UNet's first file of weights.
     pub fn weights_hash(&self) -> Option<&str> {
-        let is_weights = |name: &str| name.ends_with(".safetensors") || name.ends_with(".bin");
+        let is_weights = |name: &str| {
+            [".safetensors", ".bin", ".ckpt"]
+                .iter()
+                .any(|end| name.ends_with(end))
+        };
         let in_unet = |name: &str| name.starts_with("unet/") || !name.contains('/');
         let mut files = self.files.iter();
         let found = files.find(|(name, _)| is_weights(name) && in_unet(name));
@@ -81,8 +104,19 @@ impl Checkpoint {
                 commits.insert(id, commit.to_owned());
             }
         }
+        let mut loras = Vec::new();
+        for lora in &self.loras {
+            // It was read, so it is here.
+            if let Ok(place) = lora.place() {
+                files.insert(lora.name().to_owned(), place);
+            }
+            if let Some(commit) = lora.commit() {
+                commits.insert(lora.name().to_owned(), commit.to_owned());
+            }
+            loras.push((lora.name().to_owned(), lora.weight));
+        }
         let (id, commit) = (self.id(), self.commit().map(str::to_owned));
-        std::thread::spawn(move || Identity::of(id, commit, commits, files))
+        std::thread::spawn(move || Identity::of(id, commit, commits, loras, files))
     }
 
     fn files_read(&self) -> BTreeMap<String, Place> {
@@ -93,7 +127,7 @@ impl Checkpoint {
     /// The hub's id, or the folder as it was written on the command line.
     fn id(&self) -> String {
         match &self.source {
-            Source::Folder(_) => self.name.clone(),
+            Source::Folder(_) | Source::Original(_) => self.name.clone(),
             Source::Hub(repository) => repository.id().to_owned(),
         }
     }

@@ -3,22 +3,26 @@
 //! - [`json`]: configs, as Python writes them
 //! - [`hub`]: repositories and their cache
 //! - [`place`]: where a file is
+//! - [`original`]: one file with everything
 //! - [`files`]: which files hold the weights
+//! - [`lora`]: small files that change the weights
 //! - [`identity`]: names and hashes for the picture's metadata
 //! - [`weights`]: tensors by name, from `.safetensors` ([`header`]) and `.bin` ([`torch`], [`pickle`])
 use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 mod files;
 mod header;
 mod hub;
 mod identity;
 pub mod json;
+pub mod lora;
+mod original;
 mod pickle;
 mod place;
 mod read;
@@ -47,6 +51,11 @@ pub struct Checkpoint {
     lone: Option<&'static str>,
     /// Components that are taken from elsewhere.
     parts: BTreeMap<&'static str, Part>,
+    /// Whether the precision of its files was told.
+    said: Once,
+    loras: Vec<lora::Lora>,
+    /// What the LoRAs do to each component, once they were read.
+    patches: OnceLock<HashMap<String, lora::Patches>>,
 }
 
 /// A component of another checkpoint.
@@ -61,6 +70,7 @@ struct Part {
 enum Source {
     Folder(PathBuf),
     Hub(Box<hub::Repository>),
+    Original(Box<original::Original>),
 }
 
 impl Checkpoint {
@@ -71,6 +81,25 @@ impl Checkpoint {
 
     /// The same, over the network or from the cache alone.
     pub fn open_by(network: Network, model: &str, revision: &str) -> Result<Self> {
+        Self::open_with(network, model, revision, None)
+    }
+
+    /// The same; where `model` is a file in the original layout, with the configurations and the tokenizer of the folder or
+    /// repository `config`.
+    pub fn open_with(
+        network: Network,
+        model: &str,
+        revision: &str,
+        config: Option<&str>,
+    ) -> Result<Self> {
+        if Path::new(model).is_file() {
+            return Self::open_file(network, model, config);
+        }
+        if let Some(config) = config {
+            bail!(
+                "--config {config} is for a model that is one file, and {model} is none: leave it out"
+            );
+        }
         let mut checkpoint = Self::at(network, model, revision)?;
         if let Some(place) = checkpoint.get("model_index.json")? {
             checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
@@ -78,6 +107,47 @@ impl Checkpoint {
             bail!(
                 "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
             );
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_file(network: Network, model: &str, config: Option<&str>) -> Result<Self> {
+        let config = config.map(|config| Self::open_by(network, config, "main"));
+        let config = config.transpose().context("--config")?;
+        let file = original::Original::open(model, config)?;
+        let (family, folder) = (file.family(), file.folder().to_path_buf());
+        let index = match &file.config {
+            Some(config) => config.index.clone(),
+            None => file.json("")?.unwrap_or_default(),
+        };
+        let own = file.config.is_none();
+        if own && family == original::Family::OpenClip {
+            tracing::info!(
+                "{model} is taken for a model that predicts v, as that of 768x768 does; for the base: --scheduler-option prediction_type=epsilon --width 512 --height 512"
+            );
+        }
+        let mut checkpoint = Self::new(network, model, Source::Original(Box::new(file)));
+        checkpoint.index = index;
+        for &component in family.tokenizers().iter().filter(|_| own) {
+            // Beside the file, else where the family's is.
+            let beside = folder.join(component).is_dir();
+            let source = match beside {
+                true => Source::Folder(folder.clone()),
+                false => Source::Hub(Box::new(hub::Repository::open(
+                    family.repository(),
+                    "main",
+                    network,
+                )?)),
+            };
+            let name = match beside {
+                true => folder.to_string_lossy().into_owned(),
+                false => family.repository().to_owned(),
+            };
+            let part = Part {
+                checkpoint: Self::new(network, &name, source),
+                component,
+            };
+            checkpoint.parts.insert(component, part);
         }
         Ok(checkpoint)
     }
@@ -127,7 +197,7 @@ impl Checkpoint {
             Source::Folder(path.to_path_buf())
         } else if path.exists() {
             bail!(
-                "{model} is a file: give the folder of a model in the diffusers layout, or a hub id such as owner/name"
+                "{model} is a file: give a folder in the diffusers layout, or a hub id such as owner/name"
             );
         } else if hub::is_id(model) {
             Source::Hub(Box::new(hub::Repository::open(model, revision, network)?))
@@ -136,15 +206,30 @@ impl Checkpoint {
                 "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
             );
         };
-        Ok(Self {
-            name: model.to_string(),
+        Ok(Self::new(network, model, source))
+    }
+
+    fn new(network: Network, name: &str, source: Source) -> Self {
+        Self {
+            name: name.to_string(),
             network,
             source,
             index: Map::new(),
             read: Mutex::default(),
             lone: None,
             parts: BTreeMap::new(),
-        })
+            said: Once::new(),
+            loras: Vec::new(),
+            patches: OnceLock::new(),
+        }
+    }
+
+    /// Notes that the model's one file was read.
+    fn remember_file(&self, places: &[Place]) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = Path::new(&self.name).file_name().unwrap_or_default();
+        let name = name.to_string_lossy();
+        read.extend(places.iter().map(|place| (name.to_string(), place.clone())));
     }
 
     /// As the user wrote it.
@@ -155,7 +240,7 @@ impl Checkpoint {
     /// The commit that is used, where the checkpoint is a repository.
     pub fn commit(&self) -> Option<&str> {
         match &self.source {
-            Source::Folder(_) => None,
+            Source::Folder(_) | Source::Original(_) => None,
             Source::Hub(repository) => repository.commit(),
         }
     }
@@ -167,6 +252,7 @@ impl Checkpoint {
         }
         let parts = self.parts.values();
         parts.for_each(|part| part.checkpoint.show_downloads(bars));
+        self.loras.iter().for_each(|lora| lora.show_download(bars));
     }
 
     /// The pipeline that saved the checkpoint.
@@ -210,6 +296,19 @@ impl Checkpoint {
 
     /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
     pub fn file(&self, component: &str, name: &str) -> Result<Option<Place>> {
+        if matches!(self.source, Source::Original(_)) && component.starts_with("tokenizer") {
+            let found = self.file_of(component, name);
+            return found.with_context(|| {
+                format!(
+                    "{} has no {component} in it, and none lies beside it: give one with --config",
+                    self.name
+                )
+            });
+        }
+        self.file_of(component, name)
+    }
+
+    fn file_of(&self, component: &str, name: &str) -> Result<Option<Place>> {
         let (at, component) = self.of(component);
         match at.find(component, name)? {
             Some(inside) => at.get(&inside),
@@ -219,6 +318,10 @@ impl Checkpoint {
 
     /// The name in the checkpoint of a component's file, if there is one; nothing is downloaded.
     fn find(&self, component: &str, name: &str) -> Result<Option<String>> {
+        if let Source::Original(file) = &self.source {
+            let config = file.config.as_ref();
+            return config.map_or(Ok(None), |config| config.find(component, name));
+        }
         let inside = format!("{component}/{name}");
         if self.contains(&inside)? {
             return Ok(Some(inside));
@@ -231,6 +334,7 @@ impl Checkpoint {
         match &self.source {
             Source::Folder(folder) => Ok(folder.join(name).exists()),
             Source::Hub(repository) => repository.contains(name),
+            Source::Original(_) => Ok(false),
         }
     }
 
@@ -242,6 +346,7 @@ impl Checkpoint {
                 Some(path) => path,
                 None => return Ok((repository.size(name)?, false)),
             },
+            Source::Original(_) => bail!("{} has no {name}", self.name),
         };
         let found = std::fs::metadata(&path).with_context(|| path.display().to_string())?;
         Ok((found.len(), true))
@@ -250,6 +355,17 @@ impl Checkpoint {
     /// A config as it stands.
     pub fn json(&self, component: &str, name: &str) -> Result<Map<String, Value>> {
         let (at, component) = self.of(component);
+        if let Source::Original(file) = &at.source
+            && file.config.is_none()
+        {
+            let advice = match component {
+                "vae" => "; give one with --vae",
+                _ => "",
+            };
+            return file
+                .json(component)?
+                .with_context(|| format!("{} has no {component} in it{advice}", at.name));
+        }
         let path = at
             .file(component, name)?
             .with_context(|| format!("{} has no {component}/{name}{}", at.name, at.searched()))?;
@@ -276,7 +392,7 @@ impl Checkpoint {
     fn searched(&self) -> String {
         match &self.source {
             Source::Hub(repository) => repository.searched(),
-            Source::Folder(_) => String::new(),
+            Source::Folder(_) | Source::Original(_) => String::new(),
         }
     }
 
@@ -288,6 +404,7 @@ impl Checkpoint {
         Ok(match &self.source {
             Source::Folder(folder) => !folder.join(component).is_dir(),
             Source::Hub(repository) => !repository.has_folder(component)?,
+            Source::Original(_) => false,
         })
     }
 
@@ -295,6 +412,15 @@ impl Checkpoint {
         let found = match &self.source {
             Source::Folder(folder) => Some(folder.join(name)).filter(|path| path.exists()),
             Source::Hub(repository) => repository.get(name)?,
+            Source::Original(file) => {
+                let config = file.config.as_ref();
+                let place = config.map_or(Ok(None), |config| config.get(name))?;
+                if let Some(place) = &place {
+                    let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+                    read.insert(name.to_string(), place.clone());
+                }
+                return Ok(place);
+            }
         };
         let found = found.map(Place::Disk);
         if let Some(place) = &found {

@@ -31,6 +31,8 @@ enum Class {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
+    /// A name that may stand in a training's file, and nothing more: calling it is refused as calling any other is.
+    Inert,
     /// With the place of its name in [`STORAGES`].
     Storage(usize),
 }
@@ -79,9 +81,15 @@ pub struct Unpickled<'a> {
 impl Unpickled<'_> {
     /// The tensors of a state dict.
     pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let Value::Dict(dict) = self.result else {
+        let Value::Dict(mut dict) = self.result else {
             bail!("holds no dictionary of tensors");
         };
+        // A training's file has the state dict among other things, which are left aside.
+        let inner = self.machine.dicts[dict].iter().find_map(|item| match item {
+            (Value::Text("state_dict"), Value::Dict(inner)) => Some(*inner),
+            _ => None,
+        });
+        dict = inner.unwrap_or(dict);
         let items = &self.machine.dicts[dict];
         let tensor = |&(key, value): &(Value, Value)| match (key, value) {
             (Value::Text(name), Value::Tensor(tensor)) => {
@@ -413,6 +421,7 @@ impl<'a> Machine<'a> {
             ("torch" | "torch.storage", _) if storage.is_some() => {
                 Class::Storage(storage.unwrap_or_default())
             }
+            (module, _) if module.starts_with("pytorch_lightning.") => Class::Inert,
             _ => bail!(
                 "contains {}.{}, which is not a tensor: refused",
                 one_line(module),

@@ -5,6 +5,7 @@
 //! nobody asked for are found ([`Weights::finish`]).
 use super::files::{Format, WeightFiles};
 use super::json::one_line;
+use super::lora::Patches;
 use super::place::Source;
 use super::{header, read, torch};
 use anyhow::{Context, Result, bail};
@@ -24,6 +25,18 @@ pub enum FileType {
     BF16,
     /// Integers and others: fine where the tensor is ignored.
     Other(String),
+}
+
+impl FileType {
+    /// Bytes of a number.
+    fn size(&self) -> Result<usize> {
+        Ok(match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
+            Self::Other(name) => bail!("holds {name}, not floating-point numbers"),
+        })
+    }
 }
 
 /// One tensor of a file. The reader of the format has checked that its numbers lie inside the file.
@@ -49,6 +62,56 @@ impl Entry {
             offset,
             file: 0,
             used,
+        }
+    }
+
+    /// Part `i` of `of` equal parts of its rows.
+    pub fn rows(&self, i: usize, of: usize) -> Result<Self> {
+        let mut part = self.view();
+        let Some(rows) = part
+            .shape
+            .first_mut()
+            .filter(|rows| rows.is_multiple_of(of))
+        else {
+            bail!("a tensor of shape {:?} has no {of} equal parts", self.shape);
+        };
+        *rows /= of;
+        let row: usize = match &self.strides {
+            Some(strides) => strides[0],
+            None => self.shape[1..].iter().product(),
+        };
+        part.offset += (i * part.shape[0] * row * self.dtype.size()?) as u64;
+        Ok(part)
+    }
+
+    /// Rows as columns.
+    pub fn transposed(&self) -> Result<Self> {
+        let &[rows, columns] = &self.shape[..] else {
+            bail!("a tensor of shape {:?} is no matrix", self.shape);
+        };
+        let strides = match self.strides.as_deref() {
+            Some(&[row, column]) => [column, row],
+            _ => [1, columns],
+        };
+        Ok(Self {
+            shape: vec![columns, rows],
+            strides: Some(strides.to_vec()),
+            ..self.view()
+        })
+    }
+
+    /// How large it is in the file; integers aside.
+    pub fn bytes(&self) -> u64 {
+        let count: usize = self.shape.iter().product();
+        (count * self.dtype.size().unwrap_or(0)) as u64
+    }
+
+    /// The same numbers for another reader.
+    pub fn view(&self) -> Self {
+        Self {
+            strides: self.strides.clone(),
+            file: self.file,
+            ..Self::new(self.dtype.clone(), self.shape.clone(), self.offset)
         }
     }
 }
@@ -92,6 +155,7 @@ struct Store {
     component: String,
     files: Vec<(String, Source)>,
     entries: HashMap<String, Entry>,
+    patches: Patches,
 }
 
 impl Weights {
@@ -101,6 +165,7 @@ impl Weights {
             component: files.component.clone(),
             files: Vec::new(),
             entries: HashMap::new(),
+            patches: Patches::new(),
         };
         for place in &files.places {
             let label = place.display().into_owned();
@@ -110,7 +175,14 @@ impl Weights {
                 Format::Safetensors => header::read(file.reader(), length),
                 Format::Torch => torch::read(file.reader(), length),
             };
-            for (original, mut entry) in found.with_context(|| label.clone())? {
+            let mut found = found.with_context(|| label.clone())?;
+            if let Some(selection) = &files.original {
+                let pieces = found.into_iter();
+                let pieces = pieces.map(|(name, entry)| selection.pieces(&name, entry));
+                let pieces: Vec<_> = pieces.collect::<Result<_>>()?;
+                found = pieces.into_iter().flatten().collect();
+            }
+            for (original, mut entry) in found {
                 let Some(name) = naming.name(&original) else {
                     continue;
                 };
@@ -122,6 +194,13 @@ impl Weights {
             store.files.push((label, file));
         }
         Ok(Self(Arc::new(store)))
+    }
+
+    /// The same with changes, which are made to a tensor when it is read.
+    pub fn patched(mut self, patches: Patches) -> Self {
+        let store = Arc::get_mut(&mut self.0).expect("nothing was built from it yet");
+        store.patches = patches;
+        self
     }
 
     /// What the models are built from. Tensors arrive in `dtype` on `device`.
@@ -187,7 +266,21 @@ impl Store {
     ) -> candle_core::Result<Tensor> {
         let (label, file) = &self.files[entry.file];
         entry.used.store(true, Ordering::Relaxed);
-        read::tensor(file, entry, shape, dtype)
+        let read = || {
+            let Some(deltas) = self.patches.get(name) else {
+                return read::tensor(file, entry, shape, dtype);
+            };
+            let wide = if dtype == DType::F64 {
+                dtype
+            } else {
+                DType::F32
+            };
+            let first = read::tensor(file, entry, shape, wide)?;
+            let mut deltas = deltas.iter();
+            let changed = deltas.try_fold(first, |w, delta| delta.add_to(&w))?;
+            anyhow::Ok(changed.to_dtype(dtype)?)
+        };
+        read()
             .map_err(|err| {
                 error(format!(
                     "{}: tensor {name} of {label}: {err}",
@@ -238,7 +331,7 @@ impl SimpleBackend for Backend {
     }
 }
 
-fn without_trailing_ones(dims: &[usize]) -> &[usize] {
+pub fn without_trailing_ones(dims: &[usize]) -> &[usize] {
     let kept = dims
         .iter()
         .rposition(|&d| d != 1)

@@ -215,7 +215,7 @@ fn load<M>(
     let _span = tracing::info_span!("load", component).entered();
     let load = || {
         let files = checkpoint.prepare_weights(component, runtime.weights)?;
-        let weights = Weights::open(&files, naming)?;
+        let weights = Weights::open(&files, naming)?.patched(checkpoint.patches(component)?);
         let model = build(weights.var_builder(runtime.weights, &runtime.device))?;
         weights.finish()?;
         anyhow::Ok(model)

@@ -176,6 +176,7 @@ impl System for Txt2ImgSystem {
             ("unet", runtime.weights),
             ("vae", self.decoding.weights(runtime)),
         ])?;
+        checkpoint.prepare_loras(self.components(), runtime.weights)?;
         let tower = progress.phase(Phase::Load, || {
             load(checkpoint, "text_encoder", runtime, TOWER, |vb| {
                 ClipTextModel::load(&self.text_encoder, vb, runtime.activations())

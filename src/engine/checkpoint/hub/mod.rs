@@ -149,6 +149,18 @@ impl Repository {
             .is_some_and(|commit| self.layout.lacks(commit, name))
     }
 
+    /// The names of its files: of all, or where only the cache is there, of those at its root.
+    pub fn names(&self) -> Result<Vec<String>> {
+        if let Some(listing) = self.listing()? {
+            return Ok(listing.names.iter().cloned().collect());
+        }
+        let folder = self.snapshot().context("the cache has nothing of it")?;
+        let names = std::fs::read_dir(&folder)
+            .with_context(|| folder.display().to_string())?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        Ok(names.collect())
+    }
+
     /// The bytes of a file, asked of the hub.
     pub fn size(&self, name: &str) -> Result<u64> {
         let repository = self.at_commit()?;

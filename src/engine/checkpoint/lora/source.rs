@@ -1,0 +1,190 @@
+//! Where a LoRA is: a file, a folder or a repository with one, or a file of a repository.
+use super::super::files::Wanted;
+use super::super::hub::{self, Network, Repository};
+use super::super::place::Place;
+use anyhow::{Context, Result, bail};
+use indicatif::MultiProgress;
+use std::path::{Path, PathBuf};
+
+/// A LoRA and how much of it is added.
+#[derive(Debug)]
+pub struct Lora {
+    /// As the user wrote it, with the file's name behind a folder's or a repository's.
+    name: String,
+    pub weight: f64,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(PathBuf),
+    Hub(Box<Repository>, String),
+}
+
+impl Lora {
+    /// A path that exists wins; else `of` is `owner/name`, or `owner/name/file`, of the hub.
+    pub fn find(of: &str, weight: f64, network: Network) -> Result<Self> {
+        let path = Path::new(of);
+        let (name, source) = if path.is_file() {
+            (of.to_owned(), Source::File(path.to_path_buf()))
+        } else if path.is_dir() {
+            let names = path.read_dir().with_context(|| of.to_owned())?;
+            let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            let file = choose(of, names.collect())?;
+            let name = format!("{}/{file}", of.trim_end_matches('/'));
+            (name, Source::File(path.join(file)))
+        } else if let Some((id, file)) = split(of) {
+            let repository = Repository::open(id, "main", network)?;
+            let file = match file {
+                Some(file) => {
+                    if !repository.contains(file)? {
+                        bail!("{id} has no file {file}");
+                    }
+                    file.to_owned()
+                }
+                None => choose(of, repository.names()?)?,
+            };
+            let name = format!("{}/{file}", repository.id());
+            (name, Source::Hub(Box::new(repository), file))
+        } else {
+            bail!(
+                "{of:?} is no file here and no hub id: give a file, owner/name or owner/name/file.safetensors, with :WEIGHT behind it where that is not 1"
+            );
+        };
+        Ok(Self {
+            name,
+            weight,
+            source,
+        })
+    }
+
+    /// Where the download shows how far it is.
+    pub fn show_download(&self, bars: &MultiProgress) {
+        if let Source::Hub(repository, _) = &self.source {
+            repository.show_bars(bars);
+        }
+    }
+
+    /// For messages and metadata.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The commit, where it comes from the hub.
+    pub fn commit(&self) -> Option<&str> {
+        match &self.source {
+            Source::File(_) => None,
+            Source::Hub(repository, _) => repository.commit(),
+        }
+    }
+
+    /// The file, downloaded if need be.
+    pub fn place(&self) -> Result<Place> {
+        Ok(Place::Disk(match &self.source {
+            Source::File(path) => path.clone(),
+            Source::Hub(repository, file) => repository
+                .get(file)?
+                .with_context(|| format!("the hub has no {}", self.name))?,
+        }))
+    }
+
+    /// What a load would read.
+    pub fn wanted(&self) -> Result<Wanted> {
+        let path = match &self.source {
+            Source::File(path) => Some(path.clone()),
+            Source::Hub(repository, file) => repository.cached_path(file),
+        };
+        let (bytes, here) = match (path, &self.source) {
+            (Some(path), _) => {
+                let found = path.metadata();
+                (found.with_context(|| self.name.clone())?.len(), true)
+            }
+            (None, Source::Hub(repository, file)) => (repository.size(file)?, false),
+            (None, Source::File(_)) => (0, true),
+        };
+        Ok(Wanted {
+            name: self.name.clone(),
+            bytes,
+            here,
+            half: false,
+        })
+    }
+}
+
+/// `owner/name`, and a file in it.
+fn split(of: &str) -> Option<(&str, Option<&str>)> {
+    let mut slashes = of.match_indices('/').map(|(at, _)| at);
+    let second = (slashes.next()?, slashes.next()).1;
+    let (id, file) = match second {
+        Some(at) => (&of[..at], Some(&of[at + 1..])),
+        None => (of, None),
+    };
+    let plain = file.is_none_or(|file| {
+        let mut parts = Path::new(file).components();
+        parts.all(|part| matches!(part, std::path::Component::Normal(_)))
+    });
+    (hub::is_id(id) && plain).then_some((id, file))
+}
+
+/// The file that diffusers would take: the one of its own name, or the only one; safetensors before pickles.
+fn choose(of: &str, names: Vec<String>) -> Result<String> {
+    for ext in [".safetensors", ".bin"] {
+        let own = format!("pytorch_lora_weights{ext}");
+        let wanted = |name: &&String| {
+            let other = ["scheduler", "optimizer", "checkpoint"];
+            name.ends_with(ext) && !other.iter().any(|part| name.contains(part))
+        };
+        let mut found: Vec<_> = names.iter().filter(wanted).collect();
+        found.sort();
+        match found[..] {
+            [] => continue,
+            [only] => return Ok(only.clone()),
+            _ if names.contains(&own) => return Ok(own),
+            _ => bail!(
+                "{of} has several files of weights: give {of}/{}, or another of {}",
+                found[0],
+                found.len()
+            ),
+        }
+    }
+    bail!("{of} has no .safetensors and no .bin file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn the_file_of_a_repository_is_the_one_that_diffusers_takes() {
+        for (list, file) in [
+            (&["README.md", "x.safetensors"][..], "x.safetensors"),
+            (
+                &["a.safetensors", "pytorch_lora_weights.safetensors"],
+                "pytorch_lora_weights.safetensors",
+            ),
+            (&["a.bin", "b.safetensors"], "b.safetensors"),
+            (&["checkpoint-1/a.safetensors", "a.bin"], "a.bin"),
+        ] {
+            assert_eq!(choose("o/n", names(list)).unwrap(), file);
+        }
+        let several = choose("o/n", names(&["b.safetensors", "a.safetensors"])).unwrap_err();
+        assert!(several.to_string().contains("give o/n/a.safetensors"));
+        assert!(choose("o/n", names(&["x.txt"])).is_err());
+    }
+
+    #[test]
+    fn a_file_may_stand_behind_an_id() {
+        assert_eq!(split("o/n"), Some(("o/n", None)));
+        assert_eq!(
+            split("o/n/a/b.safetensors"),
+            Some(("o/n", Some("a/b.safetensors")))
+        );
+        for no in ["x.safetensors", "o/n/../x", "/o/n", "o//n"] {
+            assert_eq!(split(no), None, "{no}");
+        }
+    }
+}
