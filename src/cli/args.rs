@@ -53,6 +53,10 @@ impl SamplingArgs {
             .collect()
     }
 
+    pub fn scheduler(&self) -> Option<SchedulerKind> {
+        self.scheduler
+    }
+
     pub fn images(&self) -> usize {
         self.num_images
     }

@@ -2,10 +2,11 @@
 use super::settings::{self, Settings};
 use super::{Drawing, Line, usage};
 use crate::engine::checkpoint::Identity;
+use crate::engine::schedulers::{SchedulerConfig, SchedulerKind};
 use crate::engine::{png, provenance};
 use anyhow::{Context, Result, anyhow, bail};
 use image::RgbImage;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// The bytes of the settings, at most: a long prompt has thousands.
@@ -15,6 +16,8 @@ const LIMIT: usize = 1 << 20;
 pub struct Replay {
     path: PathBuf,
     chunk: Value,
+    /// What was left out because the other scheduler has no use for it, and that scheduler's name.
+    left_out: Option<(&'static str, Vec<String>)>,
 }
 
 /// `line` with the settings of its `--from`, where it has one.
@@ -31,9 +34,13 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
         }
         _ => bail!("{name} was drawn by no command that is known here"),
     }
-    let empty = Settings::new();
-    let settings = chunk["settings"].as_object().unwrap_or(&empty);
-    let (flags, prompt) = settings::of_picture(settings).with_context(|| name.clone())?;
+    let mut settings = chunk["settings"].as_object().cloned().unwrap_or_default();
+    let scheduler = line.args.shared().sampling.scheduler();
+    let left_out = scheduler.and_then(|kind| {
+        let left_out = leave_out(&mut settings, kind, &chunk["steps"]);
+        (!left_out.is_empty()).then_some((kind.name(), left_out))
+    });
+    let (flags, prompt) = settings::of_picture(&settings).with_context(|| name.clone())?;
     let mut words = line.words[..2].to_vec();
     words.extend(settings::overridden(flags, &line.words[2..]));
     if let (Some(prompt), true) = (prompt, line.args.prompts().0.is_empty() && A::HAS_PROMPT) {
@@ -43,7 +50,41 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
         words.push(prompt.into());
     }
     let expanded = Line::parse(words).map_err(|err| anyhow!("{name}: {}", usage::plain(&err)))?;
-    Ok((expanded, Some(Replay { path, chunk })))
+    let replay = Replay {
+        path,
+        chunk,
+        left_out,
+    };
+    Ok((expanded, Some(replay)))
+}
+
+/// Takes out of a picture's settings what the scheduler `kind`, asked for in place of its own, does not take; as flags. A list of steps that
+/// goes leaves their number.
+fn leave_out(settings: &mut Settings, kind: SchedulerKind, steps: &Value) -> Vec<String> {
+    let mut left_out = Vec::new();
+    for (key, taken) in [
+        ("eta", kind.takes_eta()),
+        ("timesteps", kind.takes_timesteps()),
+        ("sigmas", kind.takes_sigmas()),
+    ] {
+        if !taken && settings.shift_remove(key).is_some() {
+            left_out.push(format!("--{key}"));
+            if key != "eta" && steps.is_u64() {
+                settings.insert("steps".into(), steps.clone());
+            }
+        }
+    }
+    if let Some(Value::Array(options)) = settings.get_mut("scheduler_option") {
+        options.retain(|option| {
+            // Whether the class has the key and takes the value depends on no file.
+            let class = SchedulerConfig::new(kind, Map::new());
+            let unfit = |option: &&str| class.clone().with_option(option).is_err();
+            let unfit = option.as_str().filter(unfit);
+            left_out.extend(unfit.map(|option| format!("--scheduler-option {option}")));
+            unfit.is_none()
+        });
+    }
+    left_out
 }
 
 fn read(path: &Path) -> Result<Value> {
@@ -62,6 +103,17 @@ fn read(path: &Path) -> Result<Value> {
 }
 
 impl Replay {
+    /// Says which of the picture's settings another scheduler made void.
+    pub fn tell(&self) {
+        if let Some((scheduler, flags)) = &self.left_out {
+            tracing::warn!(
+                "{scheduler} has no use for what {} sets: left out {}",
+                self.path.display(),
+                flags.join(", ")
+            );
+        }
+    }
+
     /// Says whether `picture` has the pixels of the one it was drawn from; `model` is what drew it now.
     pub fn compare(&self, picture: &RgbImage, model: Option<&Identity>) -> bool {
         let name = self.path.display();

@@ -25,6 +25,9 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     let (line, replay) = replay::expand(line)?;
     let shared = line.args.shared();
     shared.machine.start(terminal)?;
+    if let Some(replay) = &replay {
+        replay.tell();
+    }
     if shared.sampling.schedule.print_schedule {
         let checkpoint = line.args.open()?;
         let scheduler = A::scheduler(&checkpoint)?;

@@ -109,7 +109,7 @@ fn a_run_of_listed_steps_is_drawn_again_and_steps_replace_the_list() {
             list,
             "--guidance-rescale=0.7",
             "--scheduler-option=timestep_spacing=trailing",
-            "--scheduler-option=rescale_betas_zero_snr=true",
+            "--scheduler-option=steps_offset=1",
         ];
         let run = folder.run([&first[..], &more].concat());
         assert_eq!(run.code, Some(0), "{run:?}");
@@ -127,6 +127,61 @@ fn a_run_of_listed_steps_is_drawn_again_and_steps_replace_the_list() {
             assert_eq!(run.objects()[0]["same_pixels"], false, "{run:?}");
         }
     }
+}
+
+#[test]
+fn what_another_scheduler_has_no_use_for_is_left_out_and_named() {
+    let folder = Folder::new();
+    picture(
+        &folder,
+        &[
+            "--scheduler=ddim",
+            "--eta=0.5",
+            "--scheduler-option=set_alpha_to_one=false",
+            "--scheduler-option=timestep_spacing=trailing",
+        ],
+    );
+    let run = again(&folder, &["--json", "--scheduler=euler"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let said = "euler has no use for what a.png sets: left out --eta, --scheduler-option set_alpha_to_one=false\n";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    // What is left counts, and the new picture remembers no more than that.
+    let chunk = &crate::support::texts(&folder.read("b.png"))["diffuse"];
+    let chunk: serde_json::Value = serde_json::from_str(chunk).expect("JSON");
+    assert_eq!(chunk["settings"]["eta"], serde_json::Value::Null);
+    assert_eq!(
+        chunk["settings"]["scheduler_option"],
+        serde_json::json!(["timestep_spacing=trailing"])
+    );
+    assert_eq!(chunk["scheduler"]["config"]["timestep_spacing"], "trailing");
+    // Its own scheduler, or one that takes all of it, drops nothing.
+    for scheduler in ["--scheduler=ddim", "--seed=1"] {
+        let run = again(&folder, &[scheduler]);
+        assert!(!run.stderr.contains("left out"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_list_of_steps_that_another_scheduler_does_not_take_leaves_their_number() {
+    let folder = Folder::new();
+    let model = asset("tiny-sd");
+    let first = ["txt2img", "a cat", "--model", &model, "-o", "a.png"];
+    let run = folder.run([&first[..], &["--scheduler=euler", "--sigmas=9,4,1,0"]].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    for (more, steps) in [(&[][..], 3), (&["--steps=2"], 2)] {
+        let run = again(&folder, &[&["--json", "--scheduler=unipc"], more].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.objects()[0]["steps"], steps, "{run:?}");
+        assert!(run.stderr.contains("left out --sigmas\n"), "{}", run.stderr);
+    }
+    // What was typed now is not dropped but refused.
+    let run = again(&folder, &["--scheduler=unipc", "--sigmas=3,0"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(
+        run.stderr.contains("unipc takes no list of sigmas"),
+        "{}",
+        run.stderr
+    );
 }
 
 #[test]
