@@ -1,6 +1,7 @@
 //! The program as its user meets it: arguments in, exit code, files and text out.
 mod batches;
 mod completions;
+mod downloads;
 mod errors;
 mod help;
 mod hub {
