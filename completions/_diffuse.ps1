@@ -6,6 +6,26 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
     param($wordToComplete, $commandAst, $cursorPosition)
 
     $commandElements = $commandAst.CommandElements
+    $values = @{
+        '--device' = @('auto', 'cpu', 'cuda')
+        '--dtype' = @('auto', 'f32', 'f16', 'bf16')
+        '--scheduler' = @('ddpm', 'ddim', 'pndm', 'unipc', 'euler', 'euler-ancestral', 'heun', 'lms', 'kdpm2', 'kdpm2-ancestral', 'dpmpp-2m', 'dpmpp-2m-sde', 'dpmpp-2s', 'dpm-sde', 'deis', 'sa-solver', 'lcm', 'tcd', 'ipndm', 'edm-euler', 'edm-dpmpp-2m')
+        '--animate' = @()
+        '--from' = @()
+        '--grid' = @()
+        '--model' = @()
+        '--output' = @()
+        '--preview-vae' = @()
+        '--prompts' = @()
+        '--vae' = @()
+        '-o' = @()
+    }
+    $at = $commandElements.Count - $(if ($wordToComplete) { 2 } else { 1 })
+    $previous = if ($at -ge 1) { $commandElements[$at].Extent.Text } else { '' }
+    if ($values.ContainsKey($previous)) {
+        return $values[$previous] | Where-Object { $_ -like "$wordToComplete*" } |
+            ForEach-Object { [CompletionResult]::new($_, $_, [CompletionResultType]::ParameterValue, $_) }
+    }
     $command = @(
         'diffuse'
         for ($i = 1; $i -lt $commandElements.Count; $i++) {
@@ -52,7 +72,7 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]')
             [CompletionResult]::new('--grid', '--grid', [CompletionResultType]::ParameterName, 'Write a contact sheet of all pictures, with captions')
             [CompletionResult]::new('--save-steps', '--save-steps', [CompletionResultType]::ParameterName, 'Write what every N-th step made, beside the picture: PICTURE-step-005.png')
-            [CompletionResult]::new('--animate', '--animate', [CompletionResultType]::ParameterName, 'Write the denoising of a lone picture as an animated PNG')
+            [CompletionResult]::new('--animate', '--animate', [CompletionResultType]::ParameterName, 'Write the denoising of each picture as an animated PNG or GIF, by the name''s end')
             [CompletionResult]::new('--device', '--device', [CompletionResultType]::ParameterName, 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it')
             [CompletionResult]::new('--dtype', '--dtype', [CompletionResultType]::ParameterName, 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU')
             [CompletionResult]::new('--threads', '--threads', [CompletionResultType]::ParameterName, 'Threads on the CPU [default: one for each core]')
@@ -102,7 +122,7 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]')
             [CompletionResult]::new('--grid', '--grid', [CompletionResultType]::ParameterName, 'Write a contact sheet of all pictures, with captions')
             [CompletionResult]::new('--save-steps', '--save-steps', [CompletionResultType]::ParameterName, 'Write what every N-th step made, beside the picture: PICTURE-step-005.png')
-            [CompletionResult]::new('--animate', '--animate', [CompletionResultType]::ParameterName, 'Write the denoising of a lone picture as an animated PNG')
+            [CompletionResult]::new('--animate', '--animate', [CompletionResultType]::ParameterName, 'Write the denoising of each picture as an animated PNG or GIF, by the name''s end')
             [CompletionResult]::new('--device', '--device', [CompletionResultType]::ParameterName, 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it')
             [CompletionResult]::new('--dtype', '--dtype', [CompletionResultType]::ParameterName, 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU')
             [CompletionResult]::new('--threads', '--threads', [CompletionResultType]::ParameterName, 'Threads on the CPU [default: one for each core]')

@@ -48,7 +48,7 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --output 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]'
             cand --grid 'Write a contact sheet of all pictures, with captions'
             cand --save-steps 'Write what every N-th step made, beside the picture: PICTURE-step-005.png'
-            cand --animate 'Write the denoising of a lone picture as an animated PNG'
+            cand --animate 'Write the denoising of each picture as an animated PNG or GIF, by the name''s end'
             cand --device 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it'
             cand --dtype 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU'
             cand --threads 'Threads on the CPU [default: one for each core]'
@@ -97,7 +97,7 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --output 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]'
             cand --grid 'Write a contact sheet of all pictures, with captions'
             cand --save-steps 'Write what every N-th step made, beside the picture: PICTURE-step-005.png'
-            cand --animate 'Write the denoising of a lone picture as an animated PNG'
+            cand --animate 'Write the denoising of each picture as an animated PNG or GIF, by the name''s end'
             cand --device 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it'
             cand --dtype 'Precision of the weights; auto is f16 on CUDA and f32 on the CPU'
             cand --threads 'Threads on the CPU [default: one for each core]'
@@ -129,5 +129,17 @@ set edit:completion:arg-completer[diffuse] = {|@words|
         &'diffuse;help;help'= {
         }
     ]
-    $completions[$command]
+    var values = [
+        &--device= [auto cpu cuda]
+        &--dtype= [auto f32 f16 bf16]
+        &--scheduler= [ddpm ddim pndm unipc euler euler-ancestral heun lms kdpm2 kdpm2-ancestral dpmpp-2m dpmpp-2m-sde dpmpp-2s dpm-sde deis sa-solver lcm tcd ipndm edm-euler edm-dpmpp-2m]
+    ]
+    var paths = [--animate --from --grid --model --output --preview-vae --prompts --vae -o]
+    if (and (> (count $words) 2) (has-key $values $words[-2])) {
+        all $values[$words[-2]]
+    } elif (and (> (count $words) 2) (has-value $paths $words[-2])) {
+        edit:complete-filename $words[-1]
+    } else {
+        $completions[$command]
+    }
 }
