@@ -67,7 +67,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l shard -d 'Take 
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s o -l output -d 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l grid -d 'Write a contact sheet of all pictures, with captions' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l save-steps -d 'Write what every N-th step made, beside the picture: PICTURE-step-005.png' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l animate -d 'Write the denoising of a lone picture as an animated PNG' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l animate -d 'Write the denoising of each picture as an animated PNG or GIF, by the name\'s end' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"
@@ -133,7 +133,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l shard -d 'Ta
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s o -l output -d 'Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l grid -d 'Write a contact sheet of all pictures, with captions' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l save-steps -d 'Write what every N-th step made, beside the picture: PICTURE-step-005.png' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l animate -d 'Write the denoising of a lone picture as an animated PNG' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l animate -d 'Write the denoising of each picture as an animated PNG or GIF, by the name\'s end' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l device -d 'auto, cpu, cuda or cuda:N; auto is CUDA where this build and machine have it' -r -f -a "auto\t''
 cpu\t''
 cuda\t''"

@@ -1,5 +1,6 @@
 //! Flags that both commands share, and the values they take.
-use super::{output::Output, schedule::ScheduleArgs, terminal::Terminal};
+use super::output::{Output, Pattern};
+use super::{schedule::ScheduleArgs, terminal::Terminal};
 use crate::engine::checkpoint::{Checkpoint, Network};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
@@ -146,9 +147,12 @@ pub struct LookArgs {
     /// Write what every N-th step made, beside the picture: PICTURE-step-005.png
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
     pub save_steps: Option<usize>,
-    /// Write the denoising of a lone picture as an animated PNG
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = png_path, conflicts_with = "prompts")]
-    pub animate: Option<PathBuf>,
+    /// Write the denoising of each picture as an animated PNG or GIF, by the name's end
+    ///
+    /// Of several pictures FILM.png makes FILM-1.png, FILM-2.png, ...; for rows of --prompts give a pattern as --output takes it, as in
+    /// films/{index}.gif.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = Pattern::of_animation)]
+    pub animate: Option<Pattern>,
     /// Draw each picture in the terminal
     #[arg(long)]
     pub show: bool,

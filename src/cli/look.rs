@@ -1,6 +1,7 @@
 //! What is made to look at: pictures of the steps, an animation, a contact sheet, the picture in the terminal.
 use super::args::LookArgs;
-use super::names::{Target, with_suffix};
+use super::names::with_suffix;
+use super::order::Order;
 use super::terminal::Terminal;
 use crate::engine::sheet::Sheet;
 use crate::engine::{animate, output, png};
@@ -19,39 +20,26 @@ pub struct Look {
     grid: Option<PathBuf>,
     sheet: Sheet,
     save_steps: Option<usize>,
-    animate: Option<PathBuf>,
-    frames: Vec<RgbImage>,
+    /// Of each picture of the batch that is being drawn.
+    frames: Vec<Vec<RgbImage>>,
     show: bool,
     overwrite: bool,
 }
 
 impl Look {
-    /// Checks, before any work, that all of it can be made for a run of `images` pictures; None: of rows.
-    pub fn new(
-        args: &LookArgs,
-        images: Option<usize>,
-        to_stdout: bool,
-        overwrite: bool,
-    ) -> Result<Self> {
-        if let Some(file) = &args.animate {
-            ensure!(
-                images == Some(1),
-                "--animate {} shows one picture; leave out --num-images",
-                file.display()
-            );
-        }
+    /// Checks, before any work, that all of it can be made.
+    pub fn new(args: &LookArgs, to_stdout: bool, overwrite: bool) -> Result<Self> {
         if args.save_steps.is_some() && to_stdout {
             bail!(
                 "--save-steps writes beside the picture, which goes to stdout; give a file as --output"
             );
         }
-        for (flag, file) in [("grid", &args.grid), ("animate", &args.animate)] {
-            let Some(file) = file else { continue };
+        if let Some(file) = &args.grid {
             output::check_folder(output::folder_of(file))
-                .with_context(|| format!("--{flag} {}", file.display()))?;
+                .with_context(|| format!("--grid {}", file.display()))?;
             ensure!(
                 overwrite || !file.exists(),
-                "--{flag} {} exists; add --overwrite to replace it",
+                "--grid {} exists; add --overwrite to replace it",
                 file.display()
             );
         }
@@ -63,36 +51,60 @@ impl Look {
             grid: args.grid.clone(),
             sheet: Sheet::default(),
             save_steps: args.save_steps,
-            animate: args.animate.clone(),
             frames: Vec::new(),
             show: args.show,
             overwrite,
         })
     }
 
-    /// After `calls` of `of` calls; `sample` makes the sample of one of `targets` visible.
+    /// A batch of `pictures` begins.
+    pub fn start(&mut self, pictures: usize) {
+        self.frames = vec![Vec::new(); pictures];
+    }
+
+    /// After `calls` of `of` calls; `sample` makes the sample of one of `orders` visible.
     pub fn step(
         &mut self,
         (calls, of): (usize, usize),
-        targets: &[&Target],
+        orders: &[Order],
         sample: &dyn Fn(usize) -> Result<RgbImage>,
     ) -> Result<()> {
         // The last sample is the picture itself.
         if calls == of {
             return Ok(());
         }
-        if self.save_steps.is_some_and(|n| calls.is_multiple_of(n)) {
-            for (k, target) in targets.iter().enumerate() {
-                if let Some(path) = target.path() {
-                    let path = with_suffix(path, &format!("step-{calls:03}"));
-                    output::write(&path, &png::encode(&sample(k)?, &[])?, true)?;
-                }
+        let save = self.save_steps.is_some_and(|n| calls.is_multiple_of(n));
+        let film = calls.is_multiple_of(of.div_ceil(FRAMES));
+        for ((k, order), frames) in orders.iter().enumerate().zip(&mut self.frames) {
+            let path = order.target.path().filter(|_| save);
+            let filmed = film && order.film.is_some();
+            if path.is_none() && !filmed {
+                continue;
+            }
+            let picture = sample(k)?;
+            if let Some(path) = path {
+                let path = with_suffix(path, &format!("step-{calls:03}"));
+                output::write(&path, &png::encode(&picture, &[])?, true)?;
+            }
+            if filmed {
+                frames.push(picture);
             }
         }
-        if self.animate.is_some() && calls.is_multiple_of(of.div_ceil(FRAMES)) {
-            self.frames.push(sample(0)?);
-        }
         Ok(())
+    }
+
+    /// Picture `k` of the batch is drawn and not yet written: a picture that is there has its animation.
+    pub fn film(&mut self, k: usize, order: &Order, picture: &RgbImage) -> Result<()> {
+        let Some(file) = &order.film else {
+            return Ok(());
+        };
+        let mut frames = std::mem::take(&mut self.frames[k]);
+        frames.push(picture.clone());
+        let bytes = match file.extension() {
+            Some(end) if end.eq_ignore_ascii_case("gif") => animate::gif(&frames)?,
+            _ => animate::png(&frames)?,
+        };
+        output::write(file, &bytes, self.overwrite)
     }
 
     /// A picture is written; `caption` tells what it is.
@@ -102,11 +114,6 @@ impl Look {
         caption: &str,
         terminal: &Terminal,
     ) -> Result<()> {
-        if let Some(file) = self.animate.take() {
-            self.frames.push(picture.clone());
-            let bytes = animate::encode(&std::mem::take(&mut self.frames))?;
-            output::write(&file, &bytes, self.overwrite)?;
-        }
         if self.show {
             terminal.show(picture)?;
         }

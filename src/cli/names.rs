@@ -39,6 +39,10 @@ pub struct Names {
     taken: HashSet<PathBuf>,
 }
 
+/// The flags that name files, for messages.
+const OUTPUT: &str = "--output";
+const ANIMATE: &str = "--animate";
+
 impl Names {
     pub fn new(rows: bool, parents: bool, dry_run: bool) -> Self {
         Self {
@@ -63,12 +67,12 @@ impl Names {
                 );
             }
             Some(Output::File(path)) => {
-                self.check_folder(path)?;
+                self.check_folder(path, OUTPUT)?;
                 for k in 0..images {
-                    found(&numbered(path, k, images), overwrite, self.rows)?;
+                    found(&numbered(path, k, images), OUTPUT, overwrite || self.rows)?;
                 }
             }
-            Some(Output::Folder(folder)) => self.check_folder(&folder.join("x.png"))?,
+            Some(Output::Folder(folder)) => self.check_folder(&folder.join("x.png"), OUTPUT)?,
             Some(Output::Pattern(_)) => {}
             None => output::check_folder(Path::new("."))
                 .context("without --output the picture goes to the current folder")?,
@@ -96,20 +100,56 @@ impl Names {
                 };
                 if !self.rows {
                     let name = format!("{}-{}.png", slug(about.prompt), about.seed);
-                    return Ok((Target::New(folder.join(name)), Found::Nothing));
+                    // Free now, so that what is written beside it beforehand has the picture's name.
+                    let free = free_names(folder.join(name)).find(|path| !path.exists());
+                    let free = free.context("every name for the picture is taken")?;
+                    return Ok((Target::New(free), Found::Nothing));
                 }
                 let name = format!("{:04}-{}.png", about.index, slug(about.prompt));
                 numbered(&folder.join(name), k, images)
             }
         };
+        self.take(&path, OUTPUT)?;
+        let found = match found(&path, OUTPUT, overwrite || self.rows)? {
+            true if !overwrite => Found::Picture,
+            _ => Found::Nothing,
+        };
+        Ok((Target::Path { path, overwrite }, found))
+    }
+
+    /// Checks the files of `--animate` before anything is opened, as far as they are known.
+    pub fn check_films(&mut self, film: &Pattern, images: usize, overwrite: bool) -> Result<()> {
+        let Some(path) = film.as_plain() else {
+            return Ok(());
+        };
+        self.check_folder(&path, ANIMATE)?;
+        (0..images)
+            .try_for_each(|k| found(&numbered(&path, k, images), ANIMATE, overwrite).map(drop))
+    }
+
+    /// The animation of picture `k` of a row's `images`. What exists is no reason to skip the row, so it must not be there.
+    pub fn film(
+        &mut self,
+        film: &Pattern,
+        overwrite: bool,
+        about: &About,
+        (k, images): (usize, usize),
+    ) -> Result<PathBuf> {
+        let path = self.fill(film, about, k, images);
+        self.take(&path, ANIMATE)?;
+        found(&path, ANIMATE, overwrite)?;
+        Ok(path)
+    }
+
+    /// Makes `path` this run's, for one file alone.
+    fn take(&mut self, path: &Path, flag: &str) -> Result<()> {
+        let extension = path.extension().unwrap_or_default().to_string_lossy();
         ensure!(
-            self.taken.insert(path.clone()),
-            "{} is an earlier picture of this run; tell them apart, as in --output {{index}}-{{seed}}.png",
+            self.taken.insert(path.to_owned()),
+            "{} is an earlier picture of this run; tell them apart, as in {flag} {{index}}-{{seed}}.{extension}",
             path.display()
         );
-        self.check_folder(&path)?;
-        let found = found(&path, overwrite, self.rows)?;
-        Ok((Target::Path { path, overwrite }, found))
+        self.check_folder(path, flag)
     }
 
     fn fill(&self, pattern: &Pattern, about: &About, k: usize, images: usize) -> PathBuf {
@@ -126,7 +166,7 @@ impl Names {
     }
 
     /// Checks the folder that `path` is in, once for each folder.
-    fn check_folder(&mut self, path: &Path) -> Result<()> {
+    fn check_folder(&mut self, path: &Path, flag: &str) -> Result<()> {
         let folder = output::folder_of(path);
         if self.folders.contains(folder) {
             return Ok(());
@@ -134,7 +174,7 @@ impl Names {
         match std::fs::metadata(folder) {
             Ok(found) if found.is_dir() => output::check_folder(folder)?,
             Ok(_) => bail!(
-                "--output {}: {} is not a folder",
+                "{flag} {}: {} is not a folder",
                 path.display(),
                 folder.display()
             ),
@@ -148,7 +188,7 @@ impl Names {
             Err(err) => {
                 return Err(err).with_context(|| {
                     format!(
-                        "--output {}: make the folder {} first, or add --parents",
+                        "{flag} {}: make the folder {} first, or add --parents",
                         path.display(),
                         folder.display()
                     )
@@ -217,34 +257,30 @@ pub fn model_name(model: &str) -> String {
         .unwrap_or_default()
 }
 
-/// What is at `path`; an error where it must not be touched. Among rows, what exists is done.
-fn found(path: &Path, overwrite: bool, rows: bool) -> Result<Found> {
+/// Whether a file is at `path`; an error where it must not be touched, or be there at all.
+fn found(path: &Path, flag: &str, may_exist: bool) -> Result<bool> {
     let found = match std::fs::symlink_metadata(path) {
         Ok(found) => found,
-        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(err) => return Err(err).with_context(|| format!("--output {}", path.display())),
+        Err(err) if err.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(err) => return Err(err).with_context(|| format!("{flag} {}", path.display())),
     };
     ensure!(
         !found.is_dir(),
-        "--output {} is a folder; give a file in it, as in {}",
+        "{flag} {} is a folder; give a file in it, as in {}",
         path.display(),
         path.join("picture.png").display()
     );
     ensure!(
-        overwrite || rows,
-        "{} exists; add --overwrite to replace it, or give another --output",
+        may_exist,
+        "{} exists; add --overwrite to replace it, or give another {flag}",
         path.display()
     );
     ensure!(
         found.is_file() || found.is_symlink(),
-        "--output {} is not an ordinary file, so it is not replaced; give another name",
+        "{flag} {} is not an ordinary file, so it is not replaced; give another name",
         path.display()
     );
-    Ok(if overwrite {
-        Found::Nothing
-    } else {
-        Found::Picture
-    })
+    Ok(true)
 }
 
 /// The name of picture `k`: `path` itself when it is alone, else `stem-1.png`, `stem-2.png`, ...

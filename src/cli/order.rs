@@ -8,6 +8,7 @@ use crate::engine::provenance::Provenance;
 use crate::engine::runtime::Runtime;
 use anyhow::{Context, Result, anyhow};
 use image::RgbImage;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
 
@@ -17,6 +18,8 @@ pub struct Order {
     pub plan: Rc<Plan>,
     pub seed: u64,
     pub target: Target,
+    /// Where its animation goes.
+    pub film: Option<PathBuf>,
     pub settings: Rc<Settings>,
     pub prompts: Rc<(String, String)>,
 }

@@ -104,6 +104,33 @@ impl Pattern {
         Ok(Self(pieces))
     }
 
+    /// The path of an animation, by its extension; it may have no field.
+    pub fn of_animation(text: &str) -> Result<Self, String> {
+        let extension = Path::new(text).extension().unwrap_or_default();
+        let known = ["png", "apng", "gif"];
+        if !known
+            .iter()
+            .any(|known| extension.eq_ignore_ascii_case(known))
+        {
+            return Err(
+                "animations are PNG or GIF files; give a name that ends in .png or .gif".to_owned(),
+            );
+        }
+        Self::parse(text)
+    }
+
+    /// The path, where no field is in it.
+    pub fn as_plain(&self) -> Option<PathBuf> {
+        fn text(piece: &Piece) -> Option<&str> {
+            match piece {
+                Piece::Text(text) => Some(text),
+                Piece::Field(_) => None,
+            }
+        }
+        let pieces: Option<String> = self.0.iter().map(text).collect();
+        pieces.map(PathBuf::from)
+    }
+
     pub fn has(&self, field: Field) -> bool {
         self.0.contains(&Piece::Field(field))
     }
@@ -202,6 +229,20 @@ mod tests {
         );
         assert!(pattern.has(Field::Seed));
         assert!(!Pattern::parse("{index}.png")?.has(Field::Seed));
+        Ok(())
+    }
+
+    #[test]
+    fn an_animation_is_a_png_or_a_gif_of_any_name() -> Result<(), String> {
+        for good in ["a.png", "x/a.GIF", "{index}.apng"] {
+            Pattern::of_animation(good)?;
+        }
+        for bad in ["a", "", ".gif", "a.webp", "{indx}.gif", "a/"] {
+            assert!(Pattern::of_animation(bad).is_err(), "{bad}");
+        }
+        let plain = |text| Pattern::of_animation(text).map(|pattern| pattern.as_plain());
+        assert_eq!(plain("x/a.gif")?, Some("x/a.gif".into()));
+        assert_eq!(plain("{seed}.gif")?, None);
         Ok(())
     }
 

@@ -50,12 +50,11 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     let images = shared.sampling.images();
     let mut names = Names::new(has_rows, options.parents, dry_run);
     names.check(options.output.as_ref(), images, options.overwrite)?;
-    let look = Look::new(
-        &shared.look,
-        (!has_rows).then_some(images),
-        to_stdout,
-        options.overwrite,
-    )?;
+    if let Some(film) = &shared.look.animate {
+        let known = if has_rows { 0 } else { images };
+        names.check_films(film, known, options.overwrite)?;
+    }
+    let look = Look::new(&shared.look, to_stdout, options.overwrite)?;
     let lines = shared
         .batch
         .prompts

@@ -105,7 +105,13 @@ impl<S: System> Studio<'_, S> {
                 self.terminal.progress().done(1);
                 continue;
             }
+            let film = &shared.look.animate;
+            let film = film.as_ref().map(|film| {
+                self.names
+                    .film(film, options.overwrite, &about, (k, seeds.len()))
+            });
             orders.push(Order {
+                film: film.transpose()?,
                 place,
                 plan: plan.clone(),
                 seed,
@@ -203,16 +209,17 @@ impl<S: System> Studio<'_, S> {
                 seed: order.seed,
             })
             .collect();
-        let targets: Vec<&Target> = orders.iter().map(|order| &order.target).collect();
         let of = orders[0].plan.calls;
         let look = &mut self.look;
+        look.start(orders.len());
         let mut watch = |calls, sample: &dyn Fn(usize) -> Result<RgbImage>| {
-            look.step((calls, of), &targets, sample)
+            look.step((calls, of), orders, sample)
         };
         let pictures = loaded.pipeline.draw(&jobs, progress, &mut watch)?;
         let drawn = progress.take_seconds().share(orders.len());
-        for (order, picture) in orders.iter().zip(&pictures) {
+        for ((k, order), picture) in orders.iter().enumerate().zip(&pictures) {
             let path = progress.phase(Phase::Write, || {
+                self.look.film(k, order, picture)?;
                 let texts = match loaded.identity.get()? {
                     Some(model) => order.texts(self.command, model, &self.runtime, picture)?,
                     None => Vec::new(),

@@ -1,22 +1,19 @@
-//! An animated PNG: frames of one size, shown one after another for ever. See the PNG specification, third edition, section 4.9.
+//! Animations: frames of one size, shown one after another for ever, as a PNG (PNG specification, third edition, section 4.9) or as a
+//! GIF, which has 256 colours a frame.
 use anyhow::{Context, Result, ensure};
-use image::RgbImage;
+use image::codecs::gif::{GifEncoder, Repeat};
+use image::{Delay, DynamicImage, Frame, RgbImage};
 use png::{BitDepth, ColorType, Encoder};
 
 /// A frame's hundredths of a second; the last one's, so that the result can be looked at.
 const FRAME: u16 = 10;
 const LAST: u16 = 200;
+/// How the GIF's colours are looked for: 1 is the best and slowest, 30 the quickest.
+const SPEED: i32 = 10;
 
-/// The file of `frames`, which need the size of the last.
-pub fn encode(frames: &[RgbImage]) -> Result<Vec<u8>> {
-    let last = frames.last().context("an animation needs a frame")?;
-    let (width, height) = last.dimensions();
-    ensure!(
-        frames
-            .iter()
-            .all(|frame| frame.dimensions() == (width, height)),
-        "the frames differ in size"
-    );
+/// The PNG of `frames`, which need the size of the last.
+pub fn png(frames: &[RgbImage]) -> Result<Vec<u8>> {
+    let (width, height) = size(frames)?;
     let mut file = Vec::new();
     let write = |file: &mut Vec<u8>| -> Result<(), png::EncodingError> {
         let mut encoder = Encoder::new(file, width, height);
@@ -37,16 +34,51 @@ pub fn encode(frames: &[RgbImage]) -> Result<Vec<u8>> {
     Ok(file)
 }
 
+/// The GIF of `frames`, which need the size of the last.
+pub fn gif(frames: &[RgbImage]) -> Result<Vec<u8>> {
+    size(frames)?;
+    let mut file = Vec::new();
+    let write = |file: &mut Vec<u8>| -> image::ImageResult<()> {
+        let mut encoder = GifEncoder::new_with_speed(file, SPEED);
+        encoder.set_repeat(Repeat::Infinite)?;
+        for (k, frame) in frames.iter().enumerate() {
+            let hundredths = if k + 1 == frames.len() { LAST } else { FRAME };
+            let delay = Delay::from_numer_denom_ms(10 * u32::from(hundredths), 1);
+            let pixels = DynamicImage::ImageRgb8(frame.clone()).into_rgba8();
+            encoder.encode_frame(Frame::from_parts(pixels, 0, 0, delay))?;
+        }
+        Ok(())
+    };
+    write(&mut file).context("encoding the animation")?;
+    Ok(file)
+}
+
+fn size(frames: &[RgbImage]) -> Result<(u32, u32)> {
+    let last = frames.last().context("an animation needs a frame")?;
+    ensure!(
+        frames
+            .iter()
+            .all(|frame| frame.dimensions() == last.dimensions()),
+        "the frames differ in size"
+    );
+    Ok(last.dimensions())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::AnimationDecoder;
+
+    fn three() -> Vec<RgbImage> {
+        (0..3u8)
+            .map(|k| RgbImage::from_pixel(4, 3, image::Rgb([k, 50, 255 - k])))
+            .collect()
+    }
 
     #[test]
     fn every_frame_comes_back_and_the_last_one_stays_longest() -> Result<()> {
-        let frames: Vec<_> = (0..3u8)
-            .map(|k| RgbImage::from_pixel(4, 3, image::Rgb([k, 50, 255 - k])))
-            .collect();
-        let file = encode(&frames)?;
+        let frames = three();
+        let file = png(&frames)?;
         let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info()?;
         let control = reader.info().animation_control.context("it is animated")?;
         assert_eq!((control.num_frames, control.num_plays), (3, 0));
@@ -61,8 +93,35 @@ mod tests {
     }
 
     #[test]
+    fn a_gif_of_few_colours_has_them_all_and_repeats_for_ever() -> Result<()> {
+        let frames = three();
+        let file = gif(&frames)?;
+        // The application block that asks for it: no count of repeats.
+        assert!(
+            file.windows(14)
+                .any(|part| part == b"NETSCAPE2.0\x03\x01\0")
+        );
+        let decoder = image::codecs::gif::GifDecoder::new(std::io::Cursor::new(file))?;
+        let found = decoder.into_frames().collect_frames()?;
+        assert_eq!(found.len(), 3);
+        for (k, (frame, wanted)) in found.iter().zip(&frames).enumerate() {
+            let milliseconds = frame.delay().numer_denom_ms();
+            assert_eq!(
+                milliseconds,
+                (if k == 2 { 2000 } else { 100 }, 1),
+                "frame {k}"
+            );
+            let pixels = DynamicImage::ImageRgba8(frame.buffer().clone()).into_rgb8();
+            assert_eq!(&pixels, wanted, "frame {k}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn frames_of_two_sizes_are_refused() {
-        assert!(encode(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).is_err());
-        assert!(encode(&[]).is_err());
+        for encode in [png, gif] {
+            assert!(encode(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).is_err());
+            assert!(encode(&[]).is_err());
+        }
     }
 }

@@ -101,13 +101,123 @@ fn an_animation_ends_with_the_picture() {
         reader.next_frame(&mut bytes).expect("a frame");
     }
     assert_eq!(&bytes, pixels(&folder.read("a.png")).as_raw());
-    let several = cat(&folder, &["-n", "2", "--animate", "film2.png"]);
-    assert_eq!(several.code, Some(1), "{several:?}");
     let taken = cat(&folder, &["-o", "b.png", "--animate", "film.png"]);
     assert!(
         taken.code == Some(1) && taken.stderr.contains("film.png exists"),
         "{taken:?}"
     );
+}
+
+/// The frames of a film, and how often it is shown; 0 is for ever.
+fn apng(bytes: Vec<u8>) -> (u32, Vec<Vec<u8>>) {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(bytes))
+        .read_info()
+        .expect("it is a PNG");
+    let control = reader.info().animation_control.expect("it is animated");
+    let size = reader.output_buffer_size().expect("it fits");
+    let frames = (0..control.num_frames).map(|_| {
+        let mut bytes = vec![0; size];
+        reader.next_frame(&mut bytes).expect("a frame");
+        bytes
+    });
+    let frames = frames.collect();
+    (control.num_plays, frames)
+}
+
+#[test]
+fn each_of_several_pictures_has_its_animation() {
+    let folder = Folder::new();
+    let more = ["-n", "2", "--scheduler", "ddim", "-o", "x/a.png", "-p"];
+    for (size, films) in [("1", "film.png"), ("2", "x/{seed}.apng")] {
+        let more = [
+            &more[..],
+            &["--overwrite", "--batch-size", size, "--animate", films],
+        ]
+        .concat();
+        let run = cat(&folder, &more);
+        assert_eq!(run.code, Some(0), "{run:?}");
+    }
+    for (k, seed) in [(1, 7), (2, 8)] {
+        let numbered = apng(folder.read(&format!("film-{k}.png")));
+        assert_eq!((numbered.0, numbered.1.len()), (0, 5));
+        // Drawn alone or together.
+        assert_eq!(numbered, apng(folder.read(&format!("x/{seed}.apng"))));
+        let last = numbered.1.last().expect("it has frames");
+        assert_eq!(last, pixels(&folder.read(&format!("x/a-{k}.png"))).as_raw());
+    }
+    let taken = cat(&folder, &["-n", "2", "--animate", "film.png"]);
+    assert!(
+        taken.code == Some(1) && taken.stderr.contains("film-1.png exists"),
+        "{taken:?}"
+    );
+    let no_folder = cat(&folder, &["--animate", "films/{seed}.gif"]);
+    assert!(
+        no_folder.code == Some(1)
+            && no_folder
+                .stderr
+                .contains("--animate films/7.gif: make the folder films first"),
+        "{no_folder:?}"
+    );
+}
+
+#[test]
+fn rows_have_animations_by_a_pattern_and_a_row_that_is_skipped_makes_none() {
+    let folder = Folder::new();
+    let model = asset("tiny-sd");
+    let args = |films| {
+        [
+            "txt2img",
+            "--model",
+            &model,
+            "--steps",
+            "3",
+            "--prompts",
+            "-",
+            "--animate",
+            films,
+        ]
+    };
+    let rows = "a cat\na dog\n";
+    let run = folder.feed(args("{index}-{prompt}.gif"), rows);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let names = [
+        "0001-a-cat.gif",
+        "0001-a-cat.png",
+        "0002-a-dog.gif",
+        "0002-a-dog.png",
+    ];
+    assert_eq!(folder.names(), names);
+    assert!(folder.read("0001-a-cat.gif").starts_with(b"GIF89a"));
+    std::fs::remove_file(folder.file("0001-a-cat.gif")).expect("it is there");
+    let again = folder.feed(args("{index}-{prompt}.gif"), rows);
+    assert_eq!(
+        (again.code, again.stdout.as_str()),
+        (Some(0), ""),
+        "{again:?}"
+    );
+    assert_eq!(folder.names(), names[1..]);
+    let one_name = folder.feed(args("film.gif"), "a fox\na cow\n");
+    assert_eq!(one_name.code, Some(3), "{one_name:?}");
+    assert!(
+        one_name.stderr.contains("line 2: film.gif is an earlier picture of this run; tell them apart, as in --animate {index}-{seed}.gif"),
+        "{one_name:?}"
+    );
+}
+
+#[test]
+fn a_picture_with_a_new_name_has_its_steps_beside_it() {
+    let folder = Folder::new();
+    for _ in 0..2 {
+        let run = cat(&folder, &["--save-steps", "4", "--scheduler", "ddim"]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+    }
+    let names = [
+        "a-cat-7-2-step-004.png",
+        "a-cat-7-2.png",
+        "a-cat-7-step-004.png",
+        "a-cat-7.png",
+    ];
+    assert_eq!(folder.names(), names);
 }
 
 #[test]
