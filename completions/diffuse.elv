@@ -134,7 +134,7 @@ set edit:completion:arg-completer[diffuse] = {|@words|
         &--dtype= [auto f32 f16 bf16]
         &--scheduler= [ddpm ddim pndm unipc euler euler-ancestral heun lms kdpm2 kdpm2-ancestral dpmpp-2m dpmpp-2m-sde dpmpp-2s dpm-sde deis sa-solver lcm tcd ipndm edm-euler edm-dpmpp-2m]
     ]
-    var paths = [--animate --from --grid --model --output --preview-vae --prompts --vae -o]
+    var paths = [--animate --config --from --grid --lora --model --output --preview-vae --prompts --vae -o]
     if (and (> (count $words) 2) (has-key $values $words[-2])) {
         all $values[$words[-2]]
     } elif (and (> (count $words) 2) (has-value $paths $words[-2])) {
