@@ -5,6 +5,7 @@
 //! definition, so 200 GItem/s is 200 effective GFLOP/s.
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use diffuse::engine::models::condition::Conditioning;
 use diffuse::engine::models::unet::UNet;
 use diffuse::engine::models::unet_config::{UNetConfig, UNetFile};
 use diffuse::engine::models::vae::{VaeConfig, VaeDecoder};
@@ -81,7 +82,8 @@ fn unet_sd15(bencher: Bencher, (side, dtype): (usize, DType)) {
     });
     let unet = unet(config, UNetFile::conditional, dtype);
     let states = Tensor::randn(0f32, 1.0, (2, 77, 768), &Device::Cpu).expect("a tensor");
-    let text = unet.text(&states).expect("keys and values");
+    let given = Conditioning::text(states);
+    let text = unet.condition(&given).expect("keys and values");
     // Two texts look at one latent, as the program has it: some of the 1607 is then shared, and counted all the same.
     let x = noise((1, 4, side / 8, side / 8));
     // Attention over the pixels grows with the square of their number, the rest in proportion.

@@ -264,7 +264,7 @@ _diffuse() {
             return 0
             ;;
         diffuse__subcmd__txt2img)
-            opts="-n -o -p -q -v -h --model --guidance-scale --guidance-rescale --negative-prompt --width --height --config --vae --lora --preview-vae --revision --offline --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
+            opts="-n -o -p -q -v -h --model --guidance-scale --guidance-rescale --negative-prompt --width --height --config --vae --lora --preview-vae --long-prompt --prompt-weights --clip-skip --original-size --crop --target-size --revision --offline --steps --scheduler --seed --num-images --scheduler-option --timesteps --sigmas --eta --print-schedule --from --dry-run --prompts --batch-size --shard --output --parents --overwrite --no-metadata --json --grid --save-steps --animate --show --device --dtype --threads --quiet --verbose --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -328,6 +328,22 @@ _diffuse() {
                     if [[ "${BASH_VERSINFO[0]}" -ge 4 ]]; then
                         compopt -o plusdirs
                     fi
+                    return 0
+                    ;;
+                --clip-skip)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --original-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --crop)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --target-size)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --revision)

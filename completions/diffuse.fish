@@ -32,7 +32,7 @@ complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "txt2img" -d 'Draw w
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000) [default: 50; 4 for latent consistency models]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
 ddim\t''
 pndm\t''
@@ -88,7 +88,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d '
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt' -r -F
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance [default: that of the model\'s pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
@@ -97,8 +97,12 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l config -d 'C
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l vae -d 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l lora -d 'Add a LoRA, WEIGHT times (1 unless given); may be given several times' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l preview-vae -d 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l clip-skip -d 'Leave out the last N layers of the text encoders, counted as in diffusers' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l original-size -d 'Size of the original that the picture is to look taken from, for models that are told sizes [default: the picture\'s]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l crop -d 'Where the picture is to look cut out of it, in pixels from the top and from the left (crops_coords_top_left) [default: 0,0]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l target-size -d 'Size that the picture is to look made for [default: the picture\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000)' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000) [default: 50; 4 for latent consistency models]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
 ddim\t''
 pndm\t''
@@ -142,6 +146,8 @@ f32\t''
 f16\t''
 bf16\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l threads -d 'Threads on the CPU [default: one for each core]' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l long-prompt -d 'Read prompts of any length, in chunks of 75 tokens, in place of cutting them'
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l prompt-weights -d 'Read (word), [word] and (word:1.2) as weights'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l offline -d 'Use what was downloaded before, and no network'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l print-schedule -d 'Print the timesteps, noise levels and keys of the run in place of drawing'
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l dry-run -d 'Print what would be done, with its price, and read no weights'

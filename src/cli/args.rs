@@ -18,10 +18,9 @@ use std::str::FromStr;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
-    /// Denoising steps, at most the model's training steps (most have 1000)
-    #[arg(long, value_name = "N", default_value_t = 50, allow_negative_numbers = true,
-          value_parser = steps)]
-    steps: usize,
+    /// Denoising steps, at most the model's training steps (most have 1000) [default: 50; 4 for latent consistency models]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
+    steps: Option<usize>,
     /// Sampler [default: the one that the model names]
     #[arg(long, value_name = "NAME", value_enum)]
     scheduler: Option<SchedulerKind>,
@@ -249,24 +248,25 @@ fn draw_seed() -> u64 {
 
 fn steps(text: &str) -> Result<usize, String> {
     // The upper end is the model's, which is not open yet.
-    whole(text, u32::MAX as usize, "a whole number of 1 or more")
+    whole(text, 1, u32::MAX as usize, "a whole number of 1 or more")
 }
 
 fn images(text: &str) -> Result<usize, String> {
-    whole(text, 100_000, "a whole number from 1 to 100000")
+    whole(text, 1, 100_000, "a whole number from 1 to 100000")
 }
 
 fn batch_size(text: &str) -> Result<usize, String> {
-    whole(text, 1024, "a whole number from 1 to 1024")
+    whole(text, 1, 1024, "a whole number from 1 to 1024")
 }
 
 fn threads(text: &str) -> Result<usize, String> {
-    whole(text, 1024, "a whole number from 1 to 1024")
+    whole(text, 1, 1024, "a whole number from 1 to 1024")
 }
 
-fn whole(text: &str, most: usize, accepted: &str) -> Result<usize, String> {
+/// A whole number from `least` to `most`.
+pub fn whole(text: &str, least: usize, most: usize, accepted: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        Ok(n) if (least..=most).contains(&n) => Ok(n),
         _ => Err(format!("give {accepted}")),
     }
 }

@@ -47,8 +47,8 @@ impl Drawing for DdpmArgs {
         self.shared.sampling.sampling()
     }
 
-    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
-        ddpm::scheduler(checkpoint)
+    fn scheduler(checkpoint: &Checkpoint) -> Result<(SchedulerConfig, usize)> {
+        Ok((ddpm::scheduler(checkpoint)?, ddpm::STEPS))
     }
 
     fn read(checkpoint: &Checkpoint) -> Result<DdpmSystem> {

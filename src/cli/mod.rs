@@ -19,6 +19,7 @@ mod schedule;
 mod settings;
 mod studio;
 mod terminal;
+mod text;
 mod txt2img;
 mod usage;
 
@@ -61,8 +62,8 @@ Environment:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ddpm(ddpm::DdpmArgs),
-    Txt2img(txt2img::Txt2ImgArgs),
+    Ddpm(Box<ddpm::DdpmArgs>),
+    Txt2img(Box<txt2img::Txt2ImgArgs>),
 }
 
 /// A command that draws: its own flags and what the engine makes of them.
@@ -83,8 +84,8 @@ trait Drawing: FromArgMatches + clap::Args {
     fn attach(&self, _checkpoint: &mut Checkpoint) -> Result<()> {
         Ok(())
     }
-    /// The checkpoint's scheduler, read without the rest.
-    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig>;
+    /// The checkpoint's scheduler and how many steps it takes by default, read without the rest.
+    fn scheduler(checkpoint: &Checkpoint) -> Result<(SchedulerConfig, usize)>;
     fn read(checkpoint: &Checkpoint) -> Result<Self::System>;
 }
 

@@ -1,7 +1,7 @@
 //! A picture to draw: what it is, where it goes, and what it will carry.
 use super::names::Target;
 use super::rows::Place;
-use super::settings::Settings;
+use super::settings::{self, Settings};
 use crate::engine::checkpoint::Identity;
 use crate::engine::pipelines::Plan;
 use crate::engine::provenance::Provenance;
@@ -41,7 +41,17 @@ impl Order {
         }
         settings.insert("seed".into(), self.seed.into());
         settings.insert("dtype".into(), runtime.weights.as_str().into());
-        if self.plan.text.is_some() {
+        let listed = ["timesteps", "sigmas"];
+        if !listed.iter().any(|key| settings.contains_key(*key)) {
+            settings.insert("steps".into(), self.plan.request.steps.into());
+        }
+        if let Some(text) = &self.plan.text {
+            if let Some(scale) = text.guidance.scale()
+                && !settings.contains_key("guidance_scale")
+            {
+                // A whole number stays one, as where it was given.
+                settings.insert("guidance_scale".into(), settings::number(scale));
+            }
             settings.insert("width".into(), self.plan.size.1.into());
             settings.insert("height".into(), self.plan.size.0.into());
         }

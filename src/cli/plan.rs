@@ -55,7 +55,7 @@ impl Price {
             // What was saved in 16 bits or in 32 is kept in the precision of the run.
             let width = runtime.weights.size_in_bytes() as u64;
             let held = |file: &Wanted| file.bytes * width / if file.half { 2 } else { 4 };
-            if !(lone && *component == "text_encoder") {
+            if !(lone && component.starts_with("text_encoder")) {
                 kept += files.iter().map(held).sum::<u64>();
             }
             for file in files {

@@ -30,8 +30,8 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     }
     if shared.sampling.schedule.print_schedule {
         let checkpoint = line.args.open()?;
-        let scheduler = A::scheduler(&checkpoint)?;
-        let report = pipelines::report(scheduler, &shared.sampling.sampling())?;
+        let (scheduler, steps) = A::scheduler(&checkpoint)?;
+        let report = pipelines::report(scheduler, steps, &shared.sampling.sampling())?;
         schedule::print(&report, shared.output.json)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -52,21 +52,15 @@ const TEXTS: [&str; 7] = [
     "lora",
 ];
 
-/// The settings in a parsed command line, defaults included, that a picture remembers.
+/// The settings in a parsed command line, its own defaults included, that a picture remembers.
 pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
     let mut settings = Settings::new();
-    let given = |id: &str| matches.value_source(id).is_some();
     for arg in command.get_arguments() {
         let id = arg.get_id().as_str();
         let Some(source) = matches.value_source(id) else {
             continue;
         };
         if RUN.contains(&id) || PLACE.contains(&id) {
-            continue;
-        }
-        // Where a list says how long the run is, the default steps say nothing, and would not be taken beside it.
-        let implied = source == ValueSource::DefaultValue && LENGTH.contains(&id);
-        if implied && LENGTH.iter().any(|other| *other != id && given(other)) {
             continue;
         }
         if matches!(arg.get_action(), clap::ArgAction::SetTrue) {
@@ -90,6 +84,11 @@ pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
         };
     }
     settings
+}
+
+/// A number as it would stand on a command line.
+pub fn number(value: f64) -> Value {
+    typed("", &value.to_string())
 }
 
 fn typed(id: &str, text: &str) -> Value {

@@ -1,9 +1,10 @@
 //! `diffuse txt2img`: a picture of what a text says.
 use super::args::{self, SharedArgs};
+use super::text::TextArgs;
 use super::{Drawing, schedule};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::pipelines::decoding::PREVIEW;
-use crate::engine::pipelines::txt2img::{self, Txt2ImgRequest, Txt2ImgSystem};
+use crate::engine::pipelines::txt2img::{self, Class, Txt2ImgRequest, Txt2ImgSystem};
 use crate::engine::schedulers::SchedulerConfig;
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
@@ -21,22 +22,16 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
           value_hint = ValueHint::AnyPath, value_parser = NonEmptyStringValueParser::new())]
     model: String,
-    /// How closely the picture follows the text; 1 or less is no guidance
-    #[arg(long, value_name = "SCALE", default_value_t = 7.5, allow_negative_numbers = true,
-          value_parser = args::guidance_scale)]
-    guidance_scale: f64,
+    /// How closely the picture follows the text; 1 or less is no guidance [default: that of the model's pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]
+    #[arg(long, value_name = "SCALE", allow_negative_numbers = true, value_parser = args::guidance_scale)]
+    guidance_scale: Option<f64>,
     /// Bring the guided prediction's spread back to the prompt's own, 0 to 1; for zero-SNR models
     #[arg(long, value_name = "SHARE", default_value_t = 0.0, allow_negative_numbers = true,
           value_parser = schedule::share)]
     guidance_rescale: f64,
     /// What to keep out of the picture
-    #[arg(
-        long,
-        value_name = "TEXT",
-        default_value = "",
-        hide_default_value = true
-    )]
-    negative_prompt: String,
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
     /// Width in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     width: Option<u32>,
@@ -58,6 +53,8 @@ pub struct Txt2ImgArgs {
     /// A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]
     #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     preview_vae: Option<String>,
+    #[command(flatten)]
+    text: TextArgs,
     #[command(flatten)]
     shared: SharedArgs,
 }
@@ -139,25 +136,29 @@ impl Drawing for Txt2ImgArgs {
     fn prompts(&self) -> (&str, &str) {
         (
             self.prompt.as_deref().unwrap_or_default(),
-            &self.negative_prompt,
+            self.negative_prompt.as_deref().unwrap_or_default(),
         )
     }
 
     fn request(&self) -> Txt2ImgRequest {
-        let (prompt, negative_prompt) = self.prompts();
         Txt2ImgRequest {
-            prompt: prompt.to_owned(),
-            negative_prompt: negative_prompt.to_owned(),
+            prompt: self.prompt.clone().unwrap_or_default(),
+            negative_prompt: self.negative_prompt.clone(),
             guidance_scale: self.guidance_scale,
             guidance_rescale: self.guidance_rescale,
+            clip_skip: self.text.clip_skip,
+            long_prompt: self.text.long_prompt,
+            prompt_weights: self.text.prompt_weights,
+            sizes: self.text.sizes(),
             width: self.width,
             height: self.height,
             sampling: self.shared.sampling.sampling(),
         }
     }
 
-    fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
-        txt2img::scheduler(checkpoint)
+    fn scheduler(checkpoint: &Checkpoint) -> Result<(SchedulerConfig, usize)> {
+        let steps = Class::of(checkpoint)?.steps();
+        Ok((txt2img::scheduler(checkpoint)?, steps))
     }
 
     fn read(checkpoint: &Checkpoint) -> Result<Txt2ImgSystem> {

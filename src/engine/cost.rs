@@ -4,7 +4,7 @@
 //! in c channels `2 n m c`, and a product of p rows `a b p`. Norms and activations are left out: the speed is measured on
 //! a convolution with all that goes with it, and the whole is an estimate.
 use super::models::autoencoder::Autoencoder;
-use super::models::blocks::{AttentionKind, BlockStyle};
+use super::models::blocks::AttentionKind;
 use super::models::tiny_vae::TinyVaeConfig;
 use super::models::unet_config::UNetConfig;
 use super::models::vae::VaeConfig;
@@ -24,9 +24,9 @@ pub fn unet_call(config: &UNetConfig, (h, w): (usize, usize), tokens: usize) -> 
     let mut total = ends * pixels(0);
     for (i, style) in config.down.iter().enumerate() {
         let from = if i == 0 { first } else { widths[i - 1] };
-        for layer in 0..style.layers {
+        for (layer, &kind) in style.layers.iter().enumerate() {
             let from = if layer == 0 { from } else { widths[i] };
-            total += layer_cost(style, from, widths[i], pixels(i), tokens);
+            total += layer_cost(kind, from, widths[i], pixels(i), tokens);
         }
         if i < last {
             total += conv(3, widths[i], widths[i]) * pixels(i + 1);
@@ -34,20 +34,23 @@ pub fn unet_call(config: &UNetConfig, (h, w): (usize, usize), tokens: usize) -> 
     }
     if let Some(style) = &config.mid {
         let (width, p) = (widths[last], pixels(last));
-        total += layer_cost(style, width, width, p, tokens) + resnet(width, width) * p;
+        total += resnet(width, width) * p;
+        for &kind in &style.layers {
+            total += layer_cost(kind, width, width, p, tokens);
+        }
     }
     for (i, style) in config.up.iter().enumerate() {
         let level = last - i;
         let (to, below) = (widths[level], widths[(level + 1).min(last)]);
         let kept_last = widths[level.saturating_sub(1)];
-        for layer in 0..style.layers {
-            let kept = if layer + 1 == style.layers {
+        for (layer, &kind) in style.layers.iter().enumerate() {
+            let kept = if layer + 1 == style.layers.len() {
                 kept_last
             } else {
                 to
             };
             let from = if layer == 0 { below } else { to } + kept;
-            total += layer_cost(style, from, to, pixels(level), tokens);
+            total += layer_cost(kind, from, to, pixels(level), tokens);
         }
         if level > 0 {
             total += conv(3, to, to) * pixels(level - 1);
@@ -105,10 +108,10 @@ fn resnet(from: usize, to: usize) -> f64 {
     conv(3, from, to) + conv(3, to, to) + shortcut
 }
 
-fn layer_cost(style: &BlockStyle, from: usize, to: usize, p: f64, tokens: usize) -> f64 {
+fn layer_cost(kind: AttentionKind, from: usize, to: usize, p: f64, tokens: usize) -> f64 {
     let c = to as f64;
     let square = c * c * p;
-    let attention = match &style.attention {
+    let attention = match kind {
         AttentionKind::None => 0.0,
         AttentionKind::Pixels(_) => 4.0 * square + 2.0 * p * p * c,
         AttentionKind::Text(text) => {

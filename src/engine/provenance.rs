@@ -82,13 +82,16 @@ impl Provenance<'_> {
             text += &format!("Negative prompt: {}\n", self.negative_prompt);
         }
         let (sampler, spacing) = self.sampler();
-        let guidance = self.plan.text.as_ref().map(|text| text.guidance_scale);
+        let guidance = self.plan.text.as_ref().map(|text| text.guidance.scale());
         let mut pairs = vec![
             ("Steps", self.plan.request.steps.to_string()),
             ("Sampler", sampler),
         ];
         pairs.extend(spacing.map(|name| ("Schedule type", name.to_owned())));
         pairs.extend(guidance.map(|scale| ("CFG scale", scale.unwrap_or(1.0).to_string())));
+        // That program counts from 1.
+        let skip = self.plan.text.as_ref().and_then(|text| text.clip_skip);
+        pairs.extend(skip.map(|skip| ("Clip skip", (skip + 1).to_string())));
         pairs.extend([
             ("Seed", self.seed.to_string()),
             ("Size", format!("{}x{}", self.plan.size.1, self.plan.size.0)),

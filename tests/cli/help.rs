@@ -71,9 +71,7 @@ fn the_defaults_are_those_of_the_readme() {
         default("txt2img", "model"),
         "stable-diffusion-v1-5/stable-diffusion-v1-5"
     );
-    assert_eq!(default("txt2img", "guidance-scale"), "7.5");
     for sub in ["ddpm", "txt2img"] {
-        assert_eq!(default(sub, "steps"), "50");
         assert_eq!(default(sub, "num-images"), "1");
         assert_eq!(default(sub, "device"), "auto");
         assert_eq!(default(sub, "dtype"), "auto");

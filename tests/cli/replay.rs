@@ -117,7 +117,7 @@ fn a_run_of_listed_steps_is_drawn_again_and_steps_replace_the_list() {
         assert_eq!(run.code, Some(0), "{run:?}");
         assert_eq!(run.objects()[0]["same_pixels"], true, "{run:?}");
         for (length, steps) in [
-            ("--steps=2", 2),
+            ("--steps=5", 5),
             ("--sigmas=9,4,2,1,0", 4),
             ("--timesteps=400", 1),
         ] {

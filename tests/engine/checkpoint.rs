@@ -1,7 +1,7 @@
 //! Checkpoints: what is found, how tensors arrive, and what is refused.
 use candle_core::{DType, Device, Tensor};
 use diffuse::engine::checkpoint::{Checkpoint, Naming, Weights, json};
-use diffuse::engine::models::tokenizer::ClipTokenizer;
+use diffuse::engine::models::tokenizer::{ClipTokenizer, Encoded, Overflow};
 use proptest::prelude::*;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -600,6 +600,11 @@ fn tokenizer_of(fixture: &Path) -> (tempfile::TempDir, Checkpoint) {
     (folder, checkpoint)
 }
 
+fn encode(tokenizer: &ClipTokenizer, prompt: &str, length: usize) -> Encoded {
+    let pieces = [(prompt.to_owned(), 1.0)];
+    tokenizer.encode(&pieces, length, Overflow::Cut).unwrap()
+}
+
 /// Compares with a file that `export_tokenizer.py` wrote.
 fn ids_agree(fixture: &Path, cases: &serde_json::Value) {
     let (_folder, checkpoint) = tokenizer_of(fixture);
@@ -607,9 +612,9 @@ fn ids_agree(fixture: &Path, cases: &serde_json::Value) {
     assert_eq!(tokenizer.max_length(), Some(77));
     for case in cases.as_array().unwrap() {
         let prompt = case["prompt"].as_str().unwrap();
-        let ours = tokenizer.encode(prompt, 77).unwrap();
+        let ours = encode(&tokenizer, prompt, 77);
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
-        assert_eq!(ours.ids, ids, "{}: {prompt:?}", fixture.display());
+        assert_eq!(ours.chunks, [ids], "{}: {prompt:?}", fixture.display());
         assert_eq!(
             ours.tokens as u64,
             case["tokens"].as_u64().unwrap(),
@@ -687,11 +692,11 @@ proptest! {
         let (_folder, checkpoint) = tokenizer_of(&fixtures().join("tokenizer/exclamation-one-file"));
         let tokenizer = ClipTokenizer::load(&checkpoint, "tokenizer").unwrap();
         for prompt in prompts {
-            let encoded = tokenizer.encode(&prompt, 77).unwrap();
-            prop_assert_eq!(encoded.ids.len(), 77);
-            prop_assert!(encoded.ids.iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
+            let encoded = encode(&tokenizer, &prompt, 77);
+            prop_assert_eq!(encoded.chunks[0].len(), 77);
+            prop_assert!(encoded.chunks[0].iter().all(|&id| (id as usize) < tokenizer.vocabulary()));
             prop_assert_eq!(encoded.lost.is_some(), encoded.tokens > 77);
-            prop_assert_eq!(tokenizer.encode(&prompt, length).unwrap().ids.len(), length);
+            prop_assert_eq!(encode(&tokenizer, &prompt, length).chunks[0].len(), length);
         }
     }
 
@@ -746,7 +751,8 @@ proptest! {
             }
             std::fs::write(&path, bytes).unwrap();
             if let Ok(tokenizer) = ClipTokenizer::load(&checkpoint, "tokenizer") {
-                let _ = tokenizer.encode("a photo of a cat, naïve 🐱!", 77);
+                let pieces = [("a photo of a cat, naïve 🐱!".to_owned(), 1.0)];
+                let _ = tokenizer.encode(&pieces, 77, Overflow::Cut);
             }
         }
     }

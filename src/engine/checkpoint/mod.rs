@@ -266,6 +266,11 @@ impl Checkpoint {
         at.index.get(component)?.get(1)?.as_str()
     }
 
+    /// A setting of the pipeline itself, beside its components.
+    pub fn setting(&self, key: &str) -> Option<&Value> {
+        self.index.get(key)
+    }
+
     /// The diffusers version that saved it.
     pub fn version(&self) -> Option<&str> {
         self.index.get("_diffusers_version")?.as_str()

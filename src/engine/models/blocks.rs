@@ -76,11 +76,11 @@ impl Layer {
 }
 
 /// What the blocks of one resolution are made of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BlockStyle {
     pub resnet: ResnetStyle,
-    pub attention: AttentionKind,
-    pub layers: usize,
+    /// One for each layer: what follows its residual block or, in the middle, comes before it.
+    pub layers: Vec<AttentionKind>,
 }
 
 impl BlockStyle {
@@ -94,7 +94,7 @@ impl BlockStyle {
     ) -> Result<Layer> {
         Ok(Layer {
             resnet: ResnetBlock::load(vb.pp("resnets").pp(i), from, to, self.resnet)?,
-            attention: Attention::load(vb.pp("attentions").pp(i), to, self.attention, slots)?,
+            attention: Attention::load(vb.pp("attentions").pp(i), to, self.layers[i], slots)?,
         })
     }
 }
@@ -109,13 +109,13 @@ impl DownBlock {
     /// `downsample` is `downsample_padding` where the block halves its map. Padding 0 means one row of zeros at the bottom and right.
     pub fn load(
         vb: VarBuilder,
-        style: BlockStyle,
+        style: &BlockStyle,
         channels: (usize, usize),
         downsample: Option<usize>,
         slots: &TextSlots,
     ) -> Result<Self> {
         let (from, to) = channels;
-        let layers = (0..style.layers)
+        let layers = (0..style.layers.len())
             .map(|i| style.load_layer(&vb, i, if i == 0 { from } else { to }, to, slots));
         let downsampler = downsample.map(|padding| {
             let padding = if padding == 0 {
@@ -174,15 +174,15 @@ pub struct MidBlock {
 impl MidBlock {
     pub fn load(
         vb: VarBuilder,
-        style: BlockStyle,
+        style: &BlockStyle,
         channels: usize,
         slots: &TextSlots,
     ) -> Result<Self> {
         let resnet =
             |i: usize| ResnetBlock::load(vb.pp("resnets").pp(i), channels, channels, style.resnet);
-        let rest = (0..style.layers).map(|i| {
+        let rest = style.layers.iter().enumerate().map(|(i, &kind)| {
             Ok((
-                Attention::load(vb.pp("attentions").pp(i), channels, style.attention, slots)?,
+                Attention::load(vb.pp("attentions").pp(i), channels, kind, slots)?,
                 resnet(i + 1)?,
             ))
         });
@@ -218,10 +218,10 @@ pub struct UpBlock {
 }
 
 impl UpBlock {
-    /// `inputs` are the channels that each layer reads: what comes from below and, in a UNet, the kept map beside it.
+    /// `inputs` are the channels that each layer reads, one for each layer of `style`: what comes from below and, in a UNet, the kept map beside it.
     pub fn load(
         vb: VarBuilder,
-        style: BlockStyle,
+        style: &BlockStyle,
         inputs: &[usize],
         to: usize,
         upsample: bool,

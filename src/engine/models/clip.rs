@@ -3,7 +3,7 @@
 //! ```text
 //! x = token_embedding[ids] + position_embedding
 //! for each layer:  x = x + attention(layer_norm1(x));   x = x + fc2(act(fc1(layer_norm2(x))))
-//! y = final_layer_norm(x)
+//! y = final_layer_norm(x);   pooled = text_projection(y at the text's end)
 //! ```
 use super::config::check_count;
 use crate::engine::nn::{Activation, LayerNorm, Linear, attention};
@@ -24,7 +24,15 @@ pub struct ClipTextConfig {
     pub max_position_embeddings: usize,
     pub hidden_act: Activation,
     pub layer_norm_eps: f64,
+    /// The token at whose place a text is pooled.
+    pub eos_token_id: Option<u32>,
+    /// Width of the pooled text.
+    pub projection_dim: usize,
 }
+
+/// What configurations of before transformers 4.31 have as `eos_token_id`, whatever the vocabulary: the text then ends at
+/// its largest id.
+const OLD_EOS: u32 = 2;
 
 impl Default for ClipTextConfig {
     fn default() -> Self {
@@ -37,6 +45,8 @@ impl Default for ClipTextConfig {
             max_position_embeddings: 77,
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
+            eos_token_id: Some(49407),
+            projection_dim: 512,
         }
     }
 }
@@ -48,6 +58,7 @@ impl ClipTextConfig {
         check_count("hidden_size", self.hidden_size, 1 << 16)?;
         check_count("intermediate_size", self.intermediate_size, 1 << 20)?;
         check_count("num_hidden_layers", self.num_hidden_layers, 1000)?;
+        check_count("projection_dim", self.projection_dim, 1 << 16)?;
         check_count(
             "max_position_embeddings",
             self.max_position_embeddings,
@@ -68,20 +79,55 @@ impl ClipTextConfig {
     }
 }
 
+/// Which states of the tower are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Layers left out at the end.
+    pub skip: usize,
+    /// Whether the final norm follows.
+    pub norm: bool,
+}
+
+impl Depth {
+    /// What the tower was trained to give.
+    pub const WHOLE: Self = Self {
+        skip: 0,
+        norm: true,
+    };
+}
+
+/// What the tower makes of a text.
+pub struct Read {
+    /// `(b, n, hidden_size)`
+    pub states: Tensor,
+    /// `(b, projection_dim)`, of a tower with a projection.
+    pub pooled: Option<Tensor>,
+}
+
+/// `CLIPTextModel` or, with a projection, `CLIPTextModelWithProjection`.
 pub struct ClipTextModel {
     token_embedding: Tensor,
     position_embedding: Tensor,
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
+    projection: Option<Linear>,
+    eos: Option<u32>,
 }
 
 impl ClipTextModel {
     /// `dtype` is that of the activations.
-    pub fn load(config: &ClipTextConfig, vb: VarBuilder, dtype: DType) -> Result<Self> {
+    pub fn load(
+        config: &ClipTextConfig,
+        vb: VarBuilder,
+        dtype: DType,
+        with_projection: bool,
+    ) -> Result<Self> {
         let width = config.hidden_size;
         let embeddings = vb.pp("embeddings");
         let layers = (0..config.num_hidden_layers)
             .map(|i| EncoderLayer::load(config, vb.pp("encoder.layers").pp(i)));
+        let projection = with_projection
+            .then(|| Linear::load_no_bias(vb.pp("text_projection"), width, config.projection_dim));
         Ok(Self {
             token_embedding: embeddings
                 .get((config.vocab_size, width), "token_embedding.weight")?,
@@ -97,11 +143,13 @@ impl ClipTextModel {
                 width,
                 config.layer_norm_eps,
             )?,
+            projection: projection.transpose()?,
+            eos: config.eos_token_id,
         })
     }
 
-    /// `ids` are `b` rows of equal length `n`, at most `max_position_embeddings`; gives the last hidden states, `(b, n, hidden_size)`.
-    pub fn forward(&self, ids: &[Vec<u32>]) -> Result<Tensor> {
+    /// `ids` are `b` rows of equal length `n`, at most `max_position_embeddings`. `depth.skip` is at most the number of layers.
+    pub fn forward(&self, ids: &[Vec<u32>], depth: Depth) -> Result<Read> {
         let n = ids[0].len();
         let (device, dtype) = (
             self.token_embedding.device(),
@@ -115,10 +163,44 @@ impl ClipTextModel {
         let mut x = tokens
             .reshape((ids.len(), n, ()))?
             .broadcast_add(&self.position_embedding.narrow(0, 0, n)?)?;
-        for layer in &self.layers {
+        let (first, last) = self
+            .layers
+            .split_at(self.layers.len().saturating_sub(depth.skip));
+        for layer in first {
             x = layer.forward(&x)?;
         }
-        self.final_layer_norm.forward(&x)
+        let states = match depth.norm {
+            true => self.final_layer_norm.forward(&x)?,
+            false => x.clone(),
+        };
+        let Some(projection) = &self.projection else {
+            let pooled = None;
+            return Ok(Read { states, pooled });
+        };
+        // The pooled text is the whole tower's, wherever the states are taken.
+        for layer in last {
+            x = layer.forward(&x)?;
+        }
+        let x = self.final_layer_norm.forward(&x)?;
+        let ends = ids.iter().enumerate().map(|(row, ids)| {
+            let end = x.narrow(0, row, 1)?;
+            end.narrow(1, self.end(ids), 1)?.squeeze(1)
+        });
+        let ends = Tensor::cat(&ends.collect::<Result<Vec<_>>>()?, 0)?;
+        let pooled = Some(projection.forward(&ends)?);
+        Ok(Read { states, pooled })
+    }
+
+    /// Where a text ends: at the first token that says so or, as the reference has it, at 0 where none does.
+    fn end(&self, ids: &[u32]) -> usize {
+        let place = match self.eos {
+            Some(eos) if eos != OLD_EOS => ids.iter().position(|&id| id == eos),
+            _ => {
+                let largest = ids.iter().max();
+                ids.iter().position(|id| Some(id) == largest)
+            }
+        };
+        place.unwrap_or(0)
     }
 }
 

@@ -3,6 +3,7 @@ pub mod attention;
 pub mod autoencoder;
 pub mod blocks;
 pub mod clip;
+pub mod condition;
 pub mod config;
 pub mod resnet;
 pub mod timestep;

@@ -79,7 +79,7 @@ impl ResnetBlock {
         })
     }
 
-    /// `temb` is `(1, width)` and has been through the activation, once for all blocks.
+    /// `temb` is `(1, width)`, or `(b, width)` where images differ, and has been through the activation, once for all blocks.
     pub fn forward(&self, x: &Map, temb: Option<&Tensor>) -> Result<Map> {
         let activation = self.style.activation;
         let shift = match (&self.time_emb_proj, temb) {

@@ -39,42 +39,99 @@ impl Sinusoid {
     }
 }
 
-/// `time_embedding` of a checkpoint.
-pub struct TimestepEmbedding {
-    sinusoid: Sinusoid,
+/// Two layers and an activation between them: `W2 act(W1 x + b1) + b2`.
+pub struct Mlp {
     linear_1: Linear,
     activation: Activation,
     linear_2: Linear,
+}
+
+impl Mlp {
+    pub fn load(
+        vb: VarBuilder,
+        inputs: usize,
+        width: usize,
+        activation: Activation,
+    ) -> Result<Self> {
+        Ok(Self {
+            linear_1: Linear::load(vb.pp("linear_1"), inputs, width)?,
+            activation,
+            linear_2: Linear::load(vb.pp("linear_2"), width, width)?,
+        })
+    }
+
+    /// `(b, inputs)` to `(b, width)`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.linear_2
+            .forward(&self.activation.of(&self.linear_1.forward(x)?)?)
+    }
+}
+
+/// `time_embedding` of a checkpoint.
+pub struct TimestepEmbedding {
+    sinusoid: Sinusoid,
+    /// Of a UNet that takes the guidance scale as an input, with the width of its sinusoid.
+    cond_proj: Option<(Linear, usize)>,
+    mlp: Mlp,
     dtype: DType,
     device: Device,
 }
 
 impl TimestepEmbedding {
+    /// `guidance` is `time_cond_proj_dim`.
     pub fn load(
         vb: VarBuilder,
         sinusoid: Sinusoid,
         width: usize,
         activation: Activation,
+        guidance: Option<usize>,
         dtype: DType,
     ) -> Result<Self> {
+        let cond_proj =
+            |inputs| Linear::load_no_bias(vb.pp("cond_proj"), inputs, sinusoid.channels);
         Ok(Self {
-            linear_1: Linear::load(vb.pp("linear_1"), sinusoid.channels, width)?,
-            linear_2: Linear::load(vb.pp("linear_2"), width, width)?,
+            cond_proj: match guidance {
+                Some(inputs) => Some((cond_proj(inputs)?, inputs)),
+                None => None,
+            },
             device: vb.device().clone(),
+            mlp: Mlp::load(vb, sinusoid.channels, width, activation)?,
             sinusoid,
-            activation,
             dtype,
         })
     }
 
-    /// `(1, width)`, the same for every image of a batch.
-    pub fn forward(&self, t: f64) -> Result<Tensor> {
-        let x = self
-            .sinusoid
-            .of(t)?
-            .to_dtype(self.dtype)?
-            .to_device(&self.device)?;
-        self.linear_2
-            .forward(&self.activation.of(&self.linear_1.forward(&x)?)?)
+    /// What a guidance scale adds to the sinusoid of every timestep: `(1, channels)`.
+    pub fn guidance(&self, scale: f64) -> Result<Tensor> {
+        match &self.cond_proj {
+            Some((layer, inputs)) => layer.forward(&self.place(guidance(scale, *inputs)?)?),
+            None => candle_core::bail!("this UNet does not take the guidance scale as an input"),
+        }
     }
+
+    /// `(1, width)`, the same for every image of a batch; `guidance` is what [`TimestepEmbedding::guidance`] gave.
+    pub fn forward(&self, t: f64, guidance: Option<&Tensor>) -> Result<Tensor> {
+        let mut x = self.place(self.sinusoid.of(t)?)?;
+        if let Some(guidance) = guidance {
+            x = (x + guidance)?;
+        }
+        self.mlp.forward(&x)
+    }
+
+    fn place(&self, x: Tensor) -> Result<Tensor> {
+        x.to_dtype(self.dtype)?.to_device(&self.device)
+    }
+}
+
+/// The sinusoid of a guidance scale, `(1, channels)` in f32 on the CPU: that of `1000 (scale - 1)`, sines first, the frequencies
+/// reaching 1/10000. The formula of the paper has `scale - 1` where the pipelines' guidance has `scale`.
+fn guidance(scale: f64, channels: usize) -> Result<Tensor> {
+    let half = channels / 2;
+    let step = 10000f32.ln() / (half as f32 - 1.0);
+    let w = (scale - 1.0) as f32 * 1000.0;
+    let angle = |k: usize| w * (k as f32 * -step).exp();
+    let mut row: Vec<f32> = (0..half).map(|k| angle(k).sin()).collect();
+    row.extend((0..half).map(|k| angle(k).cos()));
+    row.resize(channels, 0.0);
+    Tensor::from_vec(row, (1, channels), &Device::Cpu)
 }

@@ -23,14 +23,25 @@ const END_OF_WORD: &str = "</w>";
 const FILE_LIMIT: u64 = 64 << 20;
 
 /// A text as ids.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
-    /// Exactly as many as were asked for.
-    pub ids: Vec<u32>,
-    /// How many the whole text has, with the two around it.
+    /// Rows of exactly as many ids as were asked for; one row unless the text was to be read in chunks.
+    pub chunks: Vec<Vec<u32>>,
+    /// A weight for each id, in rows as `chunks`; empty where all are 1.
+    pub weights: Vec<Vec<f32>>,
+    /// How many ids the whole text has, with the two around it.
     pub tokens: usize,
     /// The end of the text, where it did not fit.
     pub lost: Option<String>,
+}
+
+/// What becomes of a text that is longer than a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is cut.
+    Cut,
+    /// It goes on in the next row.
+    Chunks,
 }
 
 /// Text to ids.
@@ -145,34 +156,77 @@ impl ClipTokenizer {
         ids.max().map_or(0, |id| id as usize + 1)
     }
 
-    /// The ids of a text: the first `length - 2` between the two that mark its ends, then padding.
-    pub fn encode(&self, prompt: &str, length: usize) -> Result<Encoded> {
-        if length < 2 {
+    /// The ids of a text, given in pieces with a weight each: `length - 2` to a row, between the two that mark a text's ends, then padding.
+    pub fn encode(
+        &self,
+        pieces: &[(String, f32)],
+        length: usize,
+        overflow: Overflow,
+    ) -> Result<Encoded> {
+        let least = match overflow {
+            Overflow::Cut => 2,
+            Overflow::Chunks => 3,
+        };
+        if length < least {
             bail!("a text encoder of {length} positions has no room for a text");
         }
-        let encoding = self.tokenizer.encode_fast(prompt, false).map_err(plain)?;
-        let all = encoding.get_ids();
-        let kept = &all[..all.len().min(length - 2)];
-        let mut ids = Vec::with_capacity(length);
-        ids.push(self.bos);
-        ids.extend_from_slice(kept);
-        ids.push(self.eos);
-        ids.resize(length, self.pad);
-        let lost = match &all[kept.len()..] {
-            [] => None,
-            rest => Some(self.decode(rest)?),
+        let (mut all, mut weights) = (Vec::new(), Vec::new());
+        for (piece, weight) in pieces {
+            let piece = self
+                .tokenizer
+                .encode_fast(piece.as_str(), false)
+                .map_err(plain)?;
+            all.extend_from_slice(piece.get_ids());
+            weights.resize(all.len(), *weight);
+        }
+        let room = length - 2;
+        let (kept, rest) = match overflow {
+            Overflow::Cut => all.split_at(all.len().min(room)),
+            Overflow::Chunks => (all.as_slice(), &[][..]),
+        };
+        weights.truncate(kept.len());
+        let mut chunks: Vec<Vec<u32>> = kept
+            .chunks(room.max(1))
+            .map(|ids| row(ids, length, (self.bos, self.eos, self.pad)))
+            .collect();
+        if chunks.is_empty() {
+            chunks.push(self.empty(length));
+        }
+        let plain = weights.iter().all(|&weight| weight == 1.0);
+        let weights = match plain {
+            true => Vec::new(),
+            false => weights
+                .chunks(room.max(1))
+                .map(|weights| row(weights, length, (1.0, 1.0, 1.0)))
+                .collect(),
         };
         Ok(Encoded {
-            ids,
+            chunks,
+            weights,
             tokens: all.len() + 2,
-            lost,
+            lost: (!rest.is_empty()).then(|| self.decode(rest)).transpose()?,
         })
+    }
+
+    /// The row of the empty text.
+    pub fn empty(&self, length: usize) -> Vec<u32> {
+        row(&[], length, (self.bos, self.eos, self.pad))
     }
 
     fn decode(&self, ids: &[u32]) -> Result<String> {
         let text = self.tokenizer.decode(ids, false).map_err(plain)?;
         Ok(text.replace(END_OF_WORD, " ").trim().to_string())
     }
+}
+
+/// `inner` between `first` and `last`, then `pad` up to `length`.
+fn row<T: Copy>(inner: &[T], length: usize, (first, last, pad): (T, T, T)) -> Vec<T> {
+    let mut row = Vec::with_capacity(length);
+    row.push(first);
+    row.extend_from_slice(inner);
+    row.push(last);
+    row.resize(length, pad);
+    row
 }
 
 /// The small files beside the vocabulary.

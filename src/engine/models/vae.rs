@@ -36,6 +36,9 @@ pub struct VaeConfig {
     use_post_quant_conv: bool,
     #[serde(default = "yes")]
     mid_block_add_attention: bool,
+    /// Mean of each latent channel; with `latents_std` it takes the place of `scaling_factor` alone.
+    pub latents_mean: Option<Vec<f64>>,
+    latents_std: Option<Vec<f64>>,
     #[serde(flatten)]
     rest: serde_json::Map<String, Value>,
 }
@@ -50,8 +53,6 @@ impl VaeConfig {
             &self.rest,
             &[
                 ("shift_factor", &[json!(0.0), json!(0)]),
-                ("latents_mean", &[]),
-                ("latents_std", &[]),
                 ("norm_type", &[json!("group")]),
             ],
         )?;
@@ -91,6 +92,16 @@ impl VaeConfig {
             "scaling_factor = {} is not a number to divide by",
             self.scaling_factor
         );
+        for (key, list) in [
+            ("latents_mean", &self.latents_mean),
+            ("latents_std", &self.latents_std),
+        ] {
+            let channels = self.latent_channels;
+            ensure!(
+                list.as_ref().is_none_or(|list| list.len() == channels),
+                "{key} has another number of values than the {channels} latent_channels"
+            );
+        }
         Ok(())
     }
 
@@ -102,6 +113,8 @@ impl VaeConfig {
 
 pub struct VaeDecoder {
     scaling_factor: f64,
+    /// Mean and standard deviation of each channel, `(1, c, 1, 1)` in f32.
+    moments: Option<(Tensor, Tensor)>,
     post_quant_conv: Option<Conv2d>,
     conv_in: Conv2d,
     mid_block: MidBlock,
@@ -143,12 +156,11 @@ impl VaeDecoder {
             inputs[0] = widths[i.saturating_sub(1)];
             let style = BlockStyle {
                 resnet,
-                attention: AttentionKind::None,
-                layers,
+                layers: vec![AttentionKind::None; layers],
             };
             UpBlock::load(
                 decoder.pp("up_blocks").pp(i),
-                style,
+                &style,
                 &inputs,
                 to,
                 i + 1 < widths.len(),
@@ -159,6 +171,16 @@ impl VaeDecoder {
         let last = widths[widths.len() - 1];
         Ok(Self {
             scaling_factor: config.scaling_factor,
+            moments: match (&config.latents_mean, &config.latents_std) {
+                (Some(mean), Some(std)) => {
+                    let channels = |list: &Vec<f64>| {
+                        let values: Vec<f32> = list.iter().map(|v| *v as f32).collect();
+                        Tensor::new(values, vb.device())?.reshape((1, (), 1, 1))
+                    };
+                    Some((channels(mean)?, channels(std)?))
+                }
+                _ => None,
+            },
             post_quant_conv: config
                 .use_post_quant_conv
                 .then(|| Conv2d::load(vb.pp("post_quant_conv"), post_quant))
@@ -169,10 +191,9 @@ impl VaeDecoder {
             )?,
             mid_block: MidBlock::load(
                 decoder.pp("mid_block"),
-                BlockStyle {
+                &BlockStyle {
                     resnet,
-                    attention,
-                    layers: 1,
+                    layers: vec![attention],
                 },
                 top,
                 &slots,
@@ -194,7 +215,14 @@ impl VaeDecoder {
 
     /// Latents as the UNet knows them, `(b, latent_channels, h, w)`, to pixels around [-1, 1], `(b, out_channels, h * scale, w * scale)`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut x = Map::from_nchw(&(latents / self.scaling_factor)?.to_dtype(self.dtype)?)?;
+        let latents = match &self.moments {
+            // latents std / scaling_factor + mean
+            Some((mean, std)) => (latents.to_dtype(DType::F32)?.broadcast_mul(std)?
+                / self.scaling_factor)?
+                .broadcast_add(mean)?,
+            None => (latents / self.scaling_factor)?,
+        };
+        let mut x = Map::from_nchw(&latents.to_dtype(self.dtype)?)?;
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }

@@ -97,7 +97,7 @@ impl Conv2d {
         )
     }
 
-    /// `W * x + bias + shift`, the shift `(1, out_channels)` the same for every pixel of every image.
+    /// `W * x + bias + shift`, the shift `(1, out_channels)`, or `(b, out_channels)`, the same for every pixel of an image.
     pub fn forward_shifted(&self, x: &Map, shift: &Tensor) -> Result<Map> {
         self.run(
             x,
@@ -198,7 +198,7 @@ fn run_candle(
         y = y.broadcast_add(bias)?;
     }
     if let Some(shift) = extras.shift {
-        y = y.broadcast_add(shift)?;
+        y = y.broadcast_add(&shift.unsqueeze(1)?.unsqueeze(1)?)?;
     }
     if let Some(residual) = extras.residual {
         y = (y + residual)?;

@@ -1,4 +1,5 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
+use super::txt2img::Class;
 use super::{Job, Pipeline, Plan, Sampling, System, Watch};
 use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
 use crate::engine::checkpoint::{Checkpoint, Naming};
@@ -12,6 +13,9 @@ use crate::engine::{cost, denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use image::RgbImage;
+
+/// Steps where none are asked for. `DDPMPipeline` has 1000, which DDIM draws as well in 50.
+pub const STEPS: usize = 50;
 
 /// The configurations of an unconditional model.
 pub struct DdpmSystem {
@@ -58,7 +62,8 @@ impl System for DdpmSystem {
     type Request = Sampling;
 
     fn plan(&self, sampling: &Sampling) -> Result<Plan> {
-        let (scheduler, request, calls) = choose_scheduler(self.scheduler.clone(), sampling)?;
+        let (scheduler, request, calls) =
+            choose_scheduler(self.scheduler.clone(), STEPS, sampling)?;
         check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
         let plan = Plan {
             scheduler,
@@ -73,8 +78,8 @@ impl System for DdpmSystem {
         Ok(plan)
     }
 
-    fn components(&self) -> &'static [&'static str] {
-        &["unet"]
+    fn components(&self) -> Vec<&'static str> {
+        vec!["unet"]
     }
 
     fn load(
@@ -100,7 +105,7 @@ impl System for DdpmSystem {
 
 fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
     match checkpoint.pipeline_class() {
-        Some(class) if class.starts_with("StableDiffusion") => bail!(
+        Some(class) if Class::is_one(class) => bail!(
             "this checkpoint draws from a text ({class}); type: diffuse txt2img PROMPT --model ..."
         ),
         _ => Ok(()),

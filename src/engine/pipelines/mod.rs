@@ -7,6 +7,7 @@
 pub mod ddpm;
 pub mod decoding;
 mod overrides;
+mod text;
 pub mod txt2img;
 
 use super::checkpoint::{Checkpoint, Naming, Weights};
@@ -19,11 +20,13 @@ use anyhow::{Context, Result, ensure};
 use candle_nn::VarBuilder;
 use image::RgbImage;
 pub use overrides::Overrides;
+pub use text::{Guidance, Half, Text, Tokens};
 
 /// What both commands ask of the loop.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Sampling {
-    pub steps: usize,
+    /// None is as many as the checkpoint's pipeline takes.
+    pub steps: Option<usize>,
     /// None is the class that the checkpoint names.
     pub scheduler: Option<SchedulerKind>,
     pub overrides: Overrides,
@@ -31,8 +34,8 @@ pub struct Sampling {
 
 impl Sampling {
     /// How the scheduler is to run.
-    pub fn request(&self) -> Request {
-        self.overrides.request(self.steps)
+    fn request(&self, default_steps: usize) -> Request {
+        self.overrides.request(self.steps.unwrap_or(default_steps))
     }
 }
 
@@ -42,7 +45,7 @@ pub trait System {
     /// Settles sizes, tokens and scheduler of one request.
     fn plan(&self, request: &Self::Request) -> Result<Plan>;
     /// The components whose weights [`System::load`] reads.
-    fn components(&self) -> &'static [&'static str];
+    fn components(&self) -> Vec<&'static str>;
     /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
     fn load(
         &self,
@@ -89,32 +92,11 @@ pub struct Plan {
     pub work: f64,
 }
 
-/// What the text encoder is to read.
-#[derive(Clone, Debug)]
-pub struct Text {
-    /// None: one pass with the prompt alone.
-    pub guidance_scale: Option<f64>,
-    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
-    pub guidance_rescale: f64,
-    /// The negative prompt's first where there is guidance, then the prompt's.
-    pub ids: Vec<Vec<u32>>,
-    /// The words beyond the text encoder's length, by the name of their text.
-    pub lost: Vec<(&'static str, String)>,
-}
-
-impl Text {
-    /// Scale and rescaling, where there is guidance.
-    pub fn guidance(&self) -> Option<(f64, f64)> {
-        self.guidance_scale
-            .map(|scale| (scale, self.guidance_rescale))
-    }
-}
-
 impl Plan {
     /// Whether pictures of the two can be drawn in one batch: all but the texts' words is equal.
     pub fn batches_with(&self, other: &Self) -> bool {
         let texts = match (&self.text, &other.text) {
-            (Some(a), Some(b)) => a.guidance() == b.guidance(),
+            (Some(a), Some(b)) => a.batches_with(b),
             (None, None) => true,
             _ => false,
         };
@@ -125,11 +107,17 @@ impl Plan {
 
     /// What a person needs to repeat the run, beside model and seed.
     pub fn summary(&self) -> String {
-        let guidance = match self.text.as_ref().map(Text::guidance) {
+        let guidance = match self.text.as_ref().map(|text| text.guidance) {
             None => String::new(),
-            Some(None) => ", no guidance".to_owned(),
-            Some(Some((scale, 0.0))) => format!(", guidance {scale}"),
-            Some(Some((scale, phi))) => format!(", guidance {scale} rescaled by {phi}"),
+            Some(Guidance::None) => ", no guidance".to_owned(),
+            Some(Guidance::TwoPasses {
+                scale,
+                rescale: 0.0,
+            }) => format!(", guidance {scale}"),
+            Some(Guidance::TwoPasses { scale, rescale }) => {
+                format!(", guidance {scale} rescaled by {rescale}")
+            }
+            Some(Guidance::Embedded { scale }) => format!(", guidance {scale} in one pass"),
         };
         format!(
             "{}x{}, {} steps of {}{guidance}",
@@ -169,11 +157,12 @@ fn scheduler_config(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
 /// The scheduler of a run, as `Class.from_config` makes it where one was asked for, and its calls of the model for one picture.
 fn choose_scheduler(
     config: SchedulerConfig,
+    default_steps: usize,
     sampling: &Sampling,
 ) -> Result<(SchedulerConfig, Request, usize)> {
     let (config, request) = (
         sampling.overrides.scheduler(config, sampling.scheduler)?,
-        sampling.request(),
+        sampling.request(default_steps),
     );
     let calls = config.build(&request)?.timesteps().len();
     for (key, value) in config.changes(&request)? {
@@ -199,8 +188,12 @@ fn check_channels(config: &SchedulerConfig, takes: usize, gives: usize) -> Resul
 }
 
 /// What the scheduler of a run is going to do. Of the checkpoint, only configurations are read.
-pub fn report(config: SchedulerConfig, sampling: &Sampling) -> Result<Report> {
-    let (config, request, _) = choose_scheduler(config, sampling)?;
+pub fn report(
+    config: SchedulerConfig,
+    default_steps: usize,
+    sampling: &Sampling,
+) -> Result<Report> {
+    let (config, request, _) = choose_scheduler(config, default_steps, sampling)?;
     config.report(&request)
 }
 
@@ -231,7 +224,7 @@ fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 
     let kept: u64 = widths
         .iter()
         .enumerate()
-        .map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers as u64 + 1))
+        .map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers.len() as u64 + 1))
         .sum();
     let working = widths
         .iter()

@@ -2,7 +2,9 @@
 use super::support::{distance, fixture, magnitude, tensors};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use diffuse::engine::models::{clip::*, tiny_vae::*, unet::UNet, unet_config::UNetFile, vae::*};
+use diffuse::engine::models::{
+    clip::*, condition::Conditioning, tiny_vae::*, unet::UNet, unet_config::UNetFile, vae::*,
+};
 use std::collections::HashMap;
 
 fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
@@ -89,11 +91,12 @@ fn conditional_unets_are_diffusers() {
                 dtype,
             )
             .unwrap();
-            let text = unet.text(&e["text"].to_dtype(dtype).unwrap()).unwrap();
+            let given = Conditioning::text(e["text"].to_dtype(dtype).unwrap());
+            let condition = unet.condition(&given).unwrap();
             unet.forward(
                 &e["x"].to_dtype(dtype).unwrap(),
                 e["t"].to_scalar::<f32>().unwrap() as f64,
-                Some(&text),
+                Some(&condition),
             )
             .unwrap()
         });
@@ -110,15 +113,14 @@ fn several_texts_may_look_at_one_map() {
         let x = expected["x"].to_dtype(DType::F32).unwrap();
         let states = expected["text"].to_dtype(DType::F32).unwrap();
         let other = (&states * 0.5).unwrap();
-        let text = unet
-            .text(&Tensor::cat(&[&states, &other], 0).unwrap())
-            .unwrap();
-        let once = unet.forward(&x, 7.0, Some(&text)).unwrap();
+        let text = |states: Tensor| unet.condition(&Conditioning::text(states)).unwrap();
+        let both = text(Tensor::cat(&[&states, &other], 0).unwrap());
+        let once = unet.forward(&x, 7.0, Some(&both)).unwrap();
         let copies = Tensor::cat(&[&x, &x], 0).unwrap();
-        let twice = unet.forward(&copies, 7.0, Some(&text)).unwrap();
+        let twice = unet.forward(&copies, 7.0, Some(&both)).unwrap();
         assert_eq!(distance(&once, &twice), 0.0, "{name}");
-        let three = unet.text(&states.repeat((3, 1, 1)).unwrap().narrow(0, 0, 3).unwrap());
-        let of_two = unet.forward(&copies.narrow(0, 0, 2).unwrap(), 7.0, Some(&three.unwrap()));
+        let three = text(states.repeat((3, 1, 1)).unwrap().narrow(0, 0, 3).unwrap());
+        let of_two = unet.forward(&copies.narrow(0, 0, 2).unwrap(), 7.0, Some(&three));
         let message = of_two.unwrap_err().to_string();
         assert!(message.contains("3 texts for a batch of 2"), "{message}");
     }
@@ -164,15 +166,19 @@ fn text_towers_are_transformers() {
         compare(name, |e, dtype| {
             let config: ClipTextConfig = config(name);
             config.check().unwrap();
-            let tower =
-                ClipTextModel::load(&config, builder(name, "model.safetensors", dtype), dtype)
-                    .unwrap();
+            let tower = ClipTextModel::load(
+                &config,
+                builder(name, "model.safetensors", dtype),
+                dtype,
+                false,
+            )
+            .unwrap();
             let ids: Vec<Vec<i64>> = e["ids"].to_vec2().unwrap();
             let ids: Vec<Vec<u32>> = ids
                 .into_iter()
                 .map(|row| row.into_iter().map(|id| id as u32).collect())
                 .collect();
-            tower.forward(&ids).unwrap()
+            tower.forward(&ids, Depth::WHOLE).unwrap().states
         });
     }
 }

@@ -2,12 +2,14 @@
 //!
 //! Two traps of the field: `attention_head_dim` is the channels of a head in the first class and the number of heads in the
 //! second (diffusers issue 2011), and an absent key takes the class's default, which differs between the two.
-use super::attention::AttentionStyle;
-use super::blocks::{AttentionKind, BlockStyle};
+mod conditional;
+mod unconditional;
+
+use super::blocks::BlockStyle;
+use super::condition::AddedStyle;
 use super::config::{OneOrMany, check_count, height_and_width, refuse_unsupported};
 use super::resnet::{ResnetStyle, TimeShift};
 use super::timestep::Sinusoid;
-use super::transformer::TransformerStyle;
 use crate::engine::nn::Activation;
 use anyhow::{Result, ensure};
 use serde::Deserialize;
@@ -36,6 +38,10 @@ pub struct UNetConfig {
     pub conv_out_kernel: usize,
     /// Width of the text's states; None for a UNet without a text.
     pub cross_attention_dim: Option<usize>,
+    /// What is added to the timestep's embedding, where anything is.
+    pub added: Option<AddedStyle>,
+    /// Width of the guidance scale's sinusoid, where the scale is an input and guidance takes one pass.
+    pub guidance_channels: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -67,6 +73,27 @@ enum BlockType {
 enum MidType {
     UNetMidBlock2D,
     UNetMidBlock2DCrossAttn,
+}
+
+/// `transformer_layers_per_block`: for all blocks, or for each block a number or a list with one for each of its layers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum LayerCounts {
+    All(usize),
+    Each(Vec<OneOrMany<usize>>),
+}
+
+impl Default for LayerCounts {
+    fn default() -> Self {
+        Self::All(1)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+enum AdditionType {
+    /// A pooled text and six sizes.
+    #[serde(rename = "text_time")]
+    TextTime,
 }
 
 /// The keys as they stand in the file. `Option` where the classes' defaults differ or null has a meaning.
@@ -107,10 +134,15 @@ pub struct UNetFile {
     #[serde(default = "yes")]
     add_attention: bool,
     cross_attention_dim: Option<OneOrMany<usize>>,
-    #[serde(default = "one_layer")]
-    transformer_layers_per_block: OneOrMany<usize>,
+    #[serde(default)]
+    transformer_layers_per_block: LayerCounts,
+    reverse_transformer_layers_per_block: Option<Vec<OneOrMany<usize>>>,
     #[serde(default = "only_own")]
     only_cross_attention: OneOrMany<bool>,
+    addition_embed_type: Option<AdditionType>,
+    addition_time_embed_dim: Option<usize>,
+    projection_class_embeddings_input_dim: Option<usize>,
+    time_cond_proj_dim: Option<usize>,
     #[serde(default = "three")]
     conv_in_kernel: usize,
     #[serde(default = "three")]
@@ -128,14 +160,11 @@ fn unsupported() -> Vec<(&'static str, Vec<Value>)> {
         ("time_embedding_type", vec![json!("positional")]),
         ("time_embedding_act_fn", vec![]),
         ("timestep_post_act", vec![]),
-        ("time_cond_proj_dim", vec![]),
         ("class_embed_type", vec![]),
         ("num_class_embeds", vec![]),
-        ("addition_embed_type", vec![]),
         ("encoder_hid_dim", vec![]),
         ("encoder_hid_dim_type", vec![]),
         ("num_attention_heads", vec![]),
-        ("reverse_transformer_layers_per_block", vec![]),
         ("dual_cross_attention", vec![json!(false)]),
         ("class_embeddings_concat", vec![json!(false)]),
         ("attention_type", vec![json!("default")]),
@@ -146,226 +175,6 @@ fn unsupported() -> Vec<(&'static str, Vec<Value>)> {
 }
 
 impl UNetFile {
-    /// The architecture of a `UNet2DModel`.
-    pub fn unconditional(self) -> Result<UNetConfig> {
-        use BlockType::{Attn, Plain};
-        let down = self
-            .down_block_types
-            .clone()
-            .unwrap_or(vec![Plain, Attn, Attn, Attn]);
-        let up = self
-            .up_block_types
-            .clone()
-            .unwrap_or(vec![Attn, Attn, Attn, Plain]);
-        ensure!(
-            !down.contains(&BlockType::CrossAttn) && !up.contains(&BlockType::CrossAttn),
-            "CrossAttn blocks need a text: this UNet belongs to txt2img"
-        );
-        let widths = self
-            .block_out_channels
-            .clone()
-            .unwrap_or(vec![224, 448, 672, 896]);
-        // Channels of a head; null is one head over all channels.
-        let head_dim = match self.attention_head_dim.clone() {
-            None => Some(8),
-            Some(None) => None,
-            Some(Some(OneOrMany::One(channels))) => Some(channels),
-            Some(Some(OneOrMany::Many(_))) => anyhow::bail!(
-                "attention_head_dim is a list: a UNet without a text takes one number"
-            ),
-        };
-        let attention = |kind: BlockType, width: usize, style: AttentionStyle| match kind {
-            Attn => AttentionKind::Pixels(AttentionStyle {
-                head_dim: head_dim.unwrap_or(width),
-                ..style
-            }),
-            _ => AttentionKind::None,
-        };
-        let parts = self.parts(
-            &widths,
-            down.len(),
-            up.len(),
-            (3, 3),
-            self.act_fn,
-            Activation::Silu,
-            Activation::Silu,
-        )?;
-        let style = AttentionStyle {
-            head_dim: 0,
-            groups: Some(self.norm_num_groups),
-            eps: self.norm_eps,
-            rescale: 1.0,
-        };
-        let layers = self
-            .layers_per_block
-            .for_blocks(down.len(), "layers_per_block")?;
-        let last = *widths.last().expect("the lists are not empty");
-        let mid_groups = self
-            .attn_norm_num_groups
-            .or((self.resnet_time_scale_shift == TimeShift::Default)
-                .then_some(self.norm_num_groups));
-        let mid_style = AttentionStyle {
-            groups: mid_groups,
-            rescale: self.mid_block_scale_factor,
-            ..style
-        };
-        let mid = match self.mid_block_type.unwrap_or(Some(MidType::UNetMidBlock2D)) {
-            None => None,
-            Some(_) => Some(BlockStyle {
-                resnet: self.mid_resnet(parts.time_embed_dim),
-                attention: if self.add_attention {
-                    attention(Attn, last, mid_style)
-                } else {
-                    AttentionKind::None
-                },
-                layers: 1,
-            }),
-        };
-        let resnet = self.resnet(parts.time_embed_dim);
-        let down = down.iter().enumerate().map(|(i, &kind)| BlockStyle {
-            resnet,
-            attention: attention(kind, widths[i], style),
-            layers: layers[i],
-        });
-        let up = up.iter().enumerate().map(|(i, &kind)| {
-            let level = widths.len() - 1 - i;
-            BlockStyle {
-                resnet,
-                attention: attention(kind, widths[level], style),
-                layers: layers[level] + 1,
-            }
-        });
-        Ok(UNetConfig {
-            down: down.collect(),
-            mid,
-            up: up.collect(),
-            ..parts
-        })
-    }
-
-    /// The architecture of a `UNet2DConditionModel`.
-    pub fn conditional(self) -> Result<UNetConfig> {
-        use BlockType::{Attn, CrossAttn, Plain};
-        let down = self
-            .down_block_types
-            .clone()
-            .unwrap_or(vec![CrossAttn, CrossAttn, CrossAttn, Plain]);
-        let up = self
-            .up_block_types
-            .clone()
-            .unwrap_or(vec![Plain, CrossAttn, CrossAttn, CrossAttn]);
-        let widths = self
-            .block_out_channels
-            .clone()
-            .unwrap_or(vec![320, 640, 1280, 1280]);
-        let blocks = down.len();
-        let heads = match self.attention_head_dim.clone() {
-            None => OneOrMany::One(8),
-            Some(Some(heads)) => heads,
-            Some(None) => anyhow::bail!(
-                "attention_head_dim is null: a UNet with a text needs the number of heads"
-            ),
-        };
-        let heads = heads.for_blocks(blocks, "attention_head_dim")?;
-        let text_widths = self
-            .cross_attention_dim
-            .clone()
-            .unwrap_or(OneOrMany::One(1280))
-            .for_blocks(blocks, "cross_attention_dim")?;
-        ensure!(
-            text_widths.windows(2).all(|w| w[0] == w[1]),
-            "cross_attention_dim differs between blocks: one text has one width"
-        );
-        let only_cross = self
-            .only_cross_attention
-            .for_blocks(blocks, "only_cross_attention")?;
-        let transformer_layers = self
-            .transformer_layers_per_block
-            .for_blocks(blocks, "transformer_layers_per_block")?;
-        let layers = self
-            .layers_per_block
-            .for_blocks(blocks, "layers_per_block")?;
-        let parts = self.parts(
-            &widths,
-            blocks,
-            up.len(),
-            (4, 4),
-            self.act_fn,
-            self.act_fn,
-            self.act_fn,
-        )?;
-        let transformer = |level: usize, only_cross_attention: bool| {
-            AttentionKind::Text(TransformerStyle {
-                heads: heads[level],
-                layers: transformer_layers[level],
-                text_width: text_widths[level],
-                groups: self.norm_num_groups,
-                only_cross_attention,
-            })
-        };
-        // The reference hands the heads of block i, and not of its mirror image, to an AttnUpBlock2D as the channels of a head.
-        let pixels = |i: usize| {
-            AttentionKind::Pixels(AttentionStyle {
-                head_dim: heads[i],
-                groups: Some(self.norm_num_groups),
-                eps: self.norm_eps,
-                rescale: 1.0,
-            })
-        };
-        let mid_layers = transformer_layers[blocks - 1];
-        let mid = match self
-            .mid_block_type
-            .unwrap_or(Some(MidType::UNetMidBlock2DCrossAttn))
-        {
-            None => None,
-            Some(MidType::UNetMidBlock2DCrossAttn) => Some(BlockStyle {
-                resnet: self.mid_resnet(parts.time_embed_dim),
-                attention: transformer(blocks - 1, false),
-                layers: 1,
-            }),
-            // The reference builds this one for a UNet with a text as a single residual block.
-            Some(MidType::UNetMidBlock2D) => Some(BlockStyle {
-                resnet: self.mid_resnet(parts.time_embed_dim),
-                attention: AttentionKind::None,
-                layers: 0,
-            }),
-        };
-        check_count("transformer_layers_per_block", mid_layers, 100)?;
-        let resnet = self.resnet(parts.time_embed_dim);
-        let down = down.iter().enumerate().map(|(i, &kind)| {
-            let attention = match kind {
-                Plain => AttentionKind::None,
-                Attn => pixels(i),
-                CrossAttn => transformer(i, only_cross[i]),
-            };
-            BlockStyle {
-                resnet,
-                attention,
-                layers: layers[i],
-            }
-        });
-        let up = up.iter().enumerate().map(|(i, &kind)| {
-            let level = blocks - 1 - i;
-            let attention = match kind {
-                Plain => AttentionKind::None,
-                Attn => pixels(i),
-                CrossAttn => transformer(level, only_cross[level]),
-            };
-            BlockStyle {
-                resnet,
-                attention,
-                layers: layers[level] + 1,
-            }
-        });
-        Ok(UNetConfig {
-            down: down.collect(),
-            mid,
-            up: up.collect(),
-            cross_attention_dim: Some(text_widths[0]),
-            ..parts
-        })
-    }
-
     fn resnet(&self, time_embed_dim: usize) -> ResnetStyle {
         ResnetStyle {
             groups: self.norm_num_groups,
@@ -492,6 +301,8 @@ impl UNetFile {
             conv_in_kernel: self.conv_in_kernel,
             conv_out_kernel: self.conv_out_kernel,
             cross_attention_dim: None,
+            added: None,
+            guidance_channels: None,
         })
     }
 }
@@ -524,9 +335,6 @@ fn silu() -> Activation {
 }
 fn two_layers() -> OneOrMany<usize> {
     OneOrMany::One(2)
-}
-fn one_layer() -> OneOrMany<usize> {
-    OneOrMany::One(1)
 }
 fn only_own() -> OneOrMany<bool> {
     OneOrMany::One(false)

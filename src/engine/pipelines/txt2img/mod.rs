@@ -1,0 +1,322 @@
+//! Pictures from a text by latent diffusion (Rombach et al. 2022): the pipelines of diffusers that [`class`] lists.
+//!
+//! ```text
+//! text = towers(prompt);   latents = noise * init_noise_sigma
+//! for each call:  eps = eps_uncond + guidance_scale * (eps_text - eps_uncond)        (Ho & Salimans 2022, equation 6)
+//!                 latents = scheduler.step(eps)
+//! picture = decoder(latents / scaling_factor)
+//! ```
+mod class;
+mod reader;
+mod size;
+mod towers;
+mod weights;
+
+use super::decoding::{Decoders, Decoding};
+use super::{Guidance, Job, Pipeline, Plan, Sampling, System, Watch};
+use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
+use crate::engine::checkpoint::{Checkpoint, Naming};
+use crate::engine::models::autoencoder::Autoencoder;
+use crate::engine::models::clip::ClipTextModel;
+use crate::engine::models::condition::Conditioning;
+use crate::engine::models::unet::UNet;
+use crate::engine::models::unet_config::{UNetConfig, UNetFile};
+use crate::engine::noise::Noise;
+use crate::engine::progress::{Phase, Progress};
+use crate::engine::runtime::Runtime;
+use crate::engine::schedulers::SchedulerConfig;
+use crate::engine::{cost, denoise::denoise};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor};
+pub use class::Class;
+use image::RgbImage;
+use reader::Reader;
+pub use size::Sizes;
+use towers::Towers;
+
+/// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
+const TOWER: Naming = Naming {
+    strip: "text_model.",
+    ignore: &["position_ids"],
+};
+
+/// What to draw. None is what the checkpoint or its pipeline has.
+#[derive(Clone, Debug, Default)]
+pub struct Txt2ImgRequest {
+    pub prompt: String,
+    /// None and an empty one differ where the model has states of its own for a text that is not there.
+    pub negative_prompt: Option<String>,
+    pub guidance_scale: Option<f64>,
+    /// How far the spread of the guided prediction is brought back to that of the prompt's own, 0 to 1.
+    pub guidance_rescale: f64,
+    /// Layers to leave out at the end of the text encoders, beyond those that the pipeline leaves out itself.
+    pub clip_skip: Option<usize>,
+    /// Read texts of any length, in chunks.
+    pub long_prompt: bool,
+    /// Read parentheses as weights.
+    pub prompt_weights: bool,
+    /// In pixels.
+    pub width: Option<u32>,
+    pub height: Option<u32>,
+    pub sizes: Sizes,
+    pub sampling: Sampling,
+}
+
+/// The configurations of a latent diffusion model, and its tokenizers.
+pub struct Txt2ImgSystem {
+    class: Class,
+    towers: Towers,
+    unet: UNetConfig,
+    /// As it stands, for what it says of old versions.
+    unet_file: serde_json::Map<String, serde_json::Value>,
+    decoding: Decoding,
+    scheduler: SchedulerConfig,
+}
+
+impl Txt2ImgSystem {
+    pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
+        let class = Class::of(checkpoint)?;
+        let unet_file = checkpoint.json("unet", "config.json")?;
+        let unet = checkpoint
+            .config::<UNetFile>("unet")?
+            .conditional()
+            .context("unet/config.json")?;
+        let mut decoding = Decoding::read(checkpoint)?;
+        if let Autoencoder::Kl(vae) = &mut decoding.vae
+            && !class.centres_latents()
+        {
+            vae.latents_mean = None;
+        }
+        let latent_channels = decoding.vae.latent_channels();
+        ensure!(
+            unet.in_channels == latent_channels && unet.out_channels == latent_channels,
+            "the UNet reads {} and writes {} channels and the VAE has {} latent channels: txt2img needs three equal numbers (inpainting models are not supported)",
+            unet.in_channels,
+            unet.out_channels,
+            latent_channels
+        );
+        ensure!(
+            class != Class::LatentConsistency || unet.guidance_channels.is_some(),
+            "unet/config.json has no time_cond_proj_dim, and {} takes its guidance through it",
+            class.name()
+        );
+        let scheduler = scheduler(checkpoint)?;
+        let towers = Towers::read(checkpoint, class)?;
+        towers.check(&unet)?;
+        Ok(Self {
+            class,
+            towers,
+            unet,
+            unet_file,
+            decoding,
+            scheduler,
+        })
+    }
+
+    fn guidance(&self, request: &Txt2ImgRequest) -> Guidance {
+        let scale = request
+            .guidance_scale
+            .unwrap_or(self.class.guidance_scale());
+        let rescale = request.guidance_rescale;
+        if self.unet.guidance_channels.is_some() {
+            if request.negative_prompt.is_some() {
+                tracing::warn!(
+                    "this model has its guidance inside: the negative prompt is not read"
+                );
+            }
+            return Guidance::Embedded { scale };
+        }
+        match scale > 1.0 {
+            true => Guidance::TwoPasses { scale, rescale },
+            false => Guidance::None,
+        }
+    }
+}
+
+impl System for Txt2ImgSystem {
+    type Request = Txt2ImgRequest;
+
+    fn plan(&self, request: &Txt2ImgRequest) -> Result<Plan> {
+        let vae = &self.decoding.vae;
+        let size = size::picture_size(
+            &self.unet,
+            &self.unet_file,
+            self.class.corrects_size(),
+            vae,
+            request.height,
+            request.width,
+        )?;
+        let (scheduler, sampler, calls) = choose_scheduler(
+            self.scheduler.clone(),
+            self.class.steps(),
+            &request.sampling,
+        )?;
+        check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
+        let sizes = request.sizes.resolve(&self.unet, size)?;
+        let text = self.towers.text(request, self.guidance(request), sizes)?;
+        let (h, w) = (size.0 / vae.scale(), size.1 / vae.scale());
+        let decode = size.0 as u64 * size.1 as u64 * vae.top_width() as u64 * 4 * 3;
+        let plan = Plan {
+            scheduler,
+            request: sampler,
+            calls,
+            size,
+            working_bytes: decode.max(unet_bytes(&self.unet, text.halves.len(), (h, w))),
+            work: calls as f64
+                * text.halves.len() as f64
+                * cost::unet_call(&self.unet, (h, w), text.tokens)
+                + cost::decode(vae, (h, w)),
+            text: Some(text),
+        };
+        plan.check_memory(1, "try a smaller --width and --height")?;
+        Ok(plan)
+    }
+
+    fn components(&self) -> Vec<&'static str> {
+        let towers = self.towers.iter().map(|tower| tower.component);
+        towers.chain(["unet", "vae"]).collect()
+    }
+
+    /// With `only`, the text is read first and its towers let go before the UNet comes: the two are never in memory together.
+    fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        only: Option<&Plan>,
+        progress: &Progress,
+    ) -> Result<Box<dyn Pipeline>> {
+        let towers = self.towers.iter().map(|tower| tower.component);
+        let mut wanted: Vec<_> = towers
+            .chain(["unet"])
+            .map(|component| (component, runtime.weights))
+            .collect();
+        wanted.push(("vae", self.decoding.weights(runtime)));
+        checkpoint.fetch_weights(&wanted)?;
+        checkpoint.prepare_loras(&self.components(), runtime.weights)?;
+        let towers = progress.phase(Phase::Load, || {
+            let towers = self.towers.iter().map(|tower| {
+                load(checkpoint, tower.component, runtime, TOWER, |vb| {
+                    let dtype = runtime.activations();
+                    ClipTextModel::load(&tower.config, vb, dtype, tower.projects)
+                })
+            });
+            towers.collect::<Result<_>>()
+        })?;
+        let mut reader = Reader::new(towers);
+        if let Some(text) = only.and_then(|plan| plan.text.as_ref()) {
+            progress.phase(Phase::Text, || reader.only(&text.halves))?;
+        }
+        progress.phase(Phase::Load, || {
+            let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
+                UNet::load(&self.unet, vb, runtime.activations())
+            })?;
+            Ok(Box::new(Txt2Img {
+                reader,
+                unet,
+                decoders: self.decoding.load(checkpoint, runtime)?,
+                channels: self.decoding.vae.latent_channels(),
+                scale: self.decoding.vae.scale(),
+                runtime: runtime.clone(),
+            }) as Box<dyn Pipeline>)
+        })
+    }
+}
+
+struct Txt2Img {
+    reader: Reader,
+    unet: UNet,
+    decoders: Decoders,
+    /// Of the latents.
+    channels: usize,
+    /// Pixels for one latent, along each side.
+    scale: usize,
+    runtime: Runtime,
+}
+
+impl Pipeline for Txt2Img {
+    fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>> {
+        let plan = jobs.first().context("no picture was asked for")?.plan;
+        let text = plan.text.as_ref().context("the picture has no text")?;
+        let latent = (
+            self.channels,
+            plan.size.0 / self.scale,
+            plan.size.1 / self.scale,
+        );
+        progress.start_batch(jobs.len(), plan.calls);
+        let condition = progress.phase(Phase::Text, || {
+            let (context, pooled) = self.reader.batch(jobs)?;
+            let given = Conditioning {
+                context,
+                pooled,
+                sizes: text.sizes,
+                guidance: match text.guidance {
+                    Guidance::Embedded { scale } => Some(scale),
+                    Guidance::None | Guidance::TwoPasses { .. } => None,
+                },
+            };
+            Ok(self.unet.condition(&given)?)
+        })?;
+        let latents = progress.phase(Phase::Denoise, || {
+            let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
+            let mut scheduler = plan.scheduler.build(&plan.request)?;
+            let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
+            denoise(
+                &mut *scheduler,
+                &start,
+                &mut noise,
+                |x, t| match text.guidance {
+                    Guidance::None | Guidance::Embedded { .. } => {
+                        self.unet.forward(x, t, Some(&condition))
+                    }
+                    Guidance::TwoPasses {
+                        scale,
+                        rescale: phi,
+                    } => {
+                        let both = self.unet.forward(x, t, Some(&condition))?.chunk(2, 0)?;
+                        let (uncond, cond) = (&both[0], &both[1]);
+                        let guided = (uncond + ((cond - uncond)? * scale)?)?;
+                        rescale(guided, cond, phi)
+                    }
+                },
+                |calls, x| {
+                    progress.step();
+                    watch(calls, &|k| self.decoders.preview(&x.narrow(0, k, 1)?))
+                },
+            )
+        })?;
+        // One after another: the decoder's maps are the largest of the run.
+        progress.phase(Phase::Decode, || {
+            (0..jobs.len())
+                .map(|k| self.decoders.picture(&latents.narrow(0, k, 1)?))
+                .collect()
+        })
+    }
+}
+
+/// The checkpoint's scheduler, as its pipeline is built with it.
+pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
+    let class = Class::of(checkpoint)?;
+    let config = scheduler_config(checkpoint)?;
+    Ok(match class.corrects_scheduler() {
+        true => config.with_pipeline_override(),
+        false => config,
+    })
+}
+
+/// Lin et al. 2024, section 3.4: the standard deviation of each picture's guided prediction becomes that of the prompt's own
+/// prediction, in the share `phi` (the paper's letter).
+fn rescale(guided: Tensor, cond: &Tensor, phi: f64) -> candle_core::Result<Tensor> {
+    if phi == 0.0 {
+        return Ok(guided);
+    }
+    let spread = |x: &Tensor| {
+        x.to_dtype(DType::F32)?
+            .flatten_from(1)?
+            .var_keepdim(1)?
+            .sqrt()
+    };
+    // phi std_cond / std_guided + (1 - phi), one number for each picture
+    let factor = ((spread(cond)? / spread(&guided)?)? * phi)? + (1.0 - phi);
+    let factor = factor?.to_dtype(guided.dtype())?;
+    guided.broadcast_mul(&factor.unsqueeze(2)?.unsqueeze(3)?)
+}
