@@ -3,6 +3,7 @@ mod batches;
 mod completions;
 mod downloads;
 mod errors;
+mod families;
 mod help;
 mod hub {
     mod broken;

@@ -15,7 +15,11 @@ fn draw(case: &Value) -> image::RgbImage {
             .unwrap_or_else(|| panic!("{key} of {case}"))
     };
     let folder = Folder::new();
-    copy(Path::new(&asset(text("asset"))), &folder.file("model"));
+    let checkpoint = match case["checkpoint"].as_str() {
+        Some(name) => fixture("families").join(name),
+        None => asset(text("asset")).into(),
+    };
+    copy(&checkpoint, &folder.file("model"));
     let edits = case["edits"].as_object().expect("edits by file");
     if edits
         .get("unet/config.json")
@@ -43,10 +47,11 @@ fn draw(case: &Value) -> image::RgbImage {
             let value = value
                 .as_str()
                 .map_or_else(|| value.to_string(), str::to_string);
-            args.push(if key == "prompt" {
-                value
-            } else {
-                format!("--{}={value}", key.replace('_', "-"))
+            let flag = format!("--{}", key.replace('_', "-"));
+            args.push(match (key.as_str(), value.as_str()) {
+                ("prompt", _) => value,
+                (_, "true") => flag,
+                _ => format!("{flag}={value}"),
             });
         }
     }
@@ -100,21 +105,21 @@ fn edit(path: &Path, changes: &Map<String, Value>) {
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/pipelines")
+        .join("tests/fixtures")
         .join(name)
 }
 
-#[test]
-fn every_picture_is_that_of_diffusers_within_one_level() {
+/// Draws every case of a folder of fixtures and names those whose pictures are not diffusers'.
+fn compare(set: &str, at_least: usize) {
     let list: Value =
-        serde_json::from_slice(&std::fs::read(fixture("cases.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(fixture(set).join("cases.json")).unwrap()).unwrap();
     let cases = list["cases"].as_array().unwrap();
-    assert!(cases.len() >= 60, "{} cases", cases.len());
+    assert!(cases.len() >= at_least, "{} cases", cases.len());
     let mut wrong = Vec::new();
     for case in cases {
         let name = case["name"].as_str().unwrap();
         let ours = draw(case);
-        let theirs = image::open(fixture(&format!("{name}.png")))
+        let theirs = image::open(fixture(set).join(format!("{name}.png")))
             .unwrap()
             .into_rgb8();
         assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
@@ -133,4 +138,14 @@ fn every_picture_is_that_of_diffusers_within_one_level() {
         "pictures that differ: {}",
         wrong.join(", ")
     );
+}
+
+#[test]
+fn every_picture_is_that_of_diffusers_within_one_level() {
+    compare("pipelines", 60);
+}
+
+#[test]
+fn pictures_of_every_kind_of_unet_pipeline_are_those_of_diffusers_within_one_level() {
+    compare("families", 29);
 }

@@ -94,6 +94,11 @@ fn a_pickle_of_stable_diffusion_2_is_drawn_as_diffusers_draws_it() {
 }
 
 #[test]
+fn a_file_of_two_text_encoders_is_drawn_as_diffusers_draws_it() {
+    same_as_diffusers("xl.safetensors", &[]);
+}
+
+#[test]
 fn the_tokenizer_may_lie_beside_the_file_and_the_shapes_tell_the_rest() {
     let folder = folder("sd1.safetensors");
     copy(&folder.file("config/tokenizer"), &folder.file("tokenizer"));

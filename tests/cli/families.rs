@@ -1,0 +1,172 @@
+//! What the kinds of UNet pipeline have of their own on the command line; their pictures are compared in `pipelines`.
+use crate::support::{Folder, Run, texts};
+use serde_json::{Value, json};
+
+fn model(name: &str) -> String {
+    format!(
+        "{}/tests/fixtures/families/{name}",
+        env!("CARGO_MANIFEST_DIR")
+    )
+}
+
+fn draw(folder: &Folder, name: &str, more: &[&str]) -> Run {
+    let model = model(name);
+    let args = [
+        "txt2img", "--model", &model, "--seed", "1", "--device", "cpu",
+    ];
+    folder.run([&args, more].concat())
+}
+
+fn settings(folder: &Folder, name: &str) -> Value {
+    let chunk: Value = serde_json::from_str(&texts(&folder.read(name))["diffuse"]).expect("JSON");
+    chunk["settings"].clone()
+}
+
+#[test]
+fn steps_and_guidance_are_those_of_the_pipeline_unless_given() {
+    let folder = Folder::new();
+    for (name, steps, scale) in [
+        ("xl", 50, json!(5)),
+        ("v2", 50, json!(7.5)),
+        ("lcm", 4, json!(8.5)),
+    ] {
+        let output = format!("{name}.png");
+        let run = draw(&folder, name, &["a cat", "-o", &output]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let found = settings(&folder, &output);
+        assert_eq!(
+            (&found["steps"], &found["guidance_scale"]),
+            (&json!(steps), &scale),
+            "{name}"
+        );
+        let run = draw(&folder, name, &["--print-schedule", "--json"]);
+        let report: Value = serde_json::from_str(&run.stdout).expect("JSON");
+        assert_eq!(report["steps"], steps, "{name}");
+    }
+}
+
+#[test]
+fn a_picture_of_two_text_encoders_is_drawn_again_from_itself() {
+    let folder = Folder::new();
+    for (name, more) in [
+        ("zeros", &["a cat"][..]),
+        ("empty", &["a cat", "--negative-prompt="]),
+        (
+            "sizes",
+            &[
+                "a cat",
+                "--original-size=640x480",
+                "--crop=3,5",
+                "--target-size=512x256",
+            ],
+        ),
+        (
+            "texts",
+            &[
+                "a (cat:1.3)",
+                "--prompt-weights",
+                "--long-prompt",
+                "--clip-skip=1",
+            ],
+        ),
+    ] {
+        let output = format!("{name}.png");
+        let run = draw(
+            &folder,
+            "xl",
+            &[more, &["--steps=2", "-o", &output]].concat(),
+        );
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let run = folder.run([
+            "txt2img",
+            "--from",
+            &output,
+            "-o",
+            "b.png",
+            "--overwrite",
+            "--json",
+        ]);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(run.objects()[0]["same_pixels"], true, "{name}: {run:?}");
+        assert!(folder.read(&output) == folder.read("b.png"), "{name}");
+    }
+}
+
+#[test]
+fn the_batch_size_changes_no_pixel_of_any_kind_on_the_cpu() {
+    let long = "the sun and the moon ".repeat(20);
+    let rows =
+        format!("a cat\n{{\"prompt\": \"a dog\", \"negative_prompt\": \"cats\"}}\n{long}\na hen\n");
+    for name in ["xl", "xl-uneven", "v2", "lcm", "distilled"] {
+        let folder = Folder::new();
+        let model = model(name);
+        for size in ["1", "2", "4"] {
+            let output = format!("{size}/{{index}}.png");
+            let args = [
+                "txt2img",
+                "--model",
+                &model,
+                "--prompts",
+                "-",
+                "--steps=2",
+                "--long-prompt",
+                "-p",
+                "--batch-size",
+                size,
+                "-o",
+                &output,
+            ];
+            let run = folder.feed(args, &rows);
+            assert_eq!(run.code, Some(0), "{name}: {run:?}");
+        }
+        for row in 1..=4 {
+            let alone = folder.read(&format!("1/{row:04}.png"));
+            for size in ["2", "4"] {
+                assert!(
+                    alone == folder.read(&format!("{size}/{row:04}.png")),
+                    "{name} {size} {row}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_model_cannot_do_is_refused_in_a_line() {
+    let folder = Folder::new();
+    for (name, flag, said) in [
+        (
+            "v2",
+            "--original-size=64x64",
+            "--original-size: this model's UNet is told no sizes",
+        ),
+        (
+            "xl",
+            "--clip-skip=2",
+            "--clip-skip 2: text_encoder_2 has 2 layers; 0 to 1 are accepted",
+        ),
+        ("xl", "--crop=1x2", "give top and left"),
+        ("xl", "--target-size=0x8", "give width and height"),
+    ] {
+        let run = draw(&folder, name, &["a cat", flag, "-o", "a.png"]);
+        assert_ne!(run.code, Some(0), "{flag}");
+        assert!(run.stderr.contains(said), "{flag}: {}", run.stderr);
+        assert_eq!(folder.names(), [""; 0]);
+    }
+}
+
+#[test]
+fn a_negative_prompt_that_a_model_does_not_read_is_said() {
+    let folder = Folder::new();
+    let run = draw(
+        &folder,
+        "lcm",
+        &["a cat", "--negative-prompt=dog", "-o", "a.png"],
+    );
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(
+        run.stderr.contains("the negative prompt is not read"),
+        "{}",
+        run.stderr
+    );
+}
