@@ -3,6 +3,7 @@ mod checkpoint;
 mod original;
 mod schedule_laws;
 mod parity {
+    mod counts;
     mod models;
     mod noise;
     mod schedulers;
