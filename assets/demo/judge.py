@@ -183,7 +183,7 @@ def main():
     score = lambda pictures: [verdict(s, *f) for s, f in zip(scenes, look(judge, pictures))]
     results = {"the drawings themselves": score([world.draw(scene) for scene in scenes])}
     if args.model.exists():
-        for guidance in (7.5, 1.0):
+        for guidance in (7.5, 3.0, 2.0, 1.0):
             pictures = draw_all(args.model, captions, guidance)
             results[f"guidance {guidance}"] = score(pictures)
             if args.sheet and guidance == 7.5:

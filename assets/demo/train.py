@@ -22,6 +22,8 @@ if __name__ == "__main__":
 
     workers = ("-m", "torch.distributed.run", "--nproc-per-node", str(args.workers))
     run("txt2img", "train_txt2img.py", "--only", "vae")
+    run("txt2img", "train_txt2img.py", "--only", "text")
+    run("txt2img", "train_txt2img.py", "--only", "decoder")
     run("txt2img", "train_txt2img.py", launch=workers)
     run("ddpm", "train_ddpm.py")
-    run("judge", "judge.py", "--sheet", HERE.parent / "demo.png")
+    run("judge", "judge.py", "--sheet", HERE.parent / "gallery/demo.png")

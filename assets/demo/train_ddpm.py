@@ -18,7 +18,7 @@ SIZE, BATCH, PICTURES = 32, 32, 20000
 
 def make_unet():
     torch.manual_seed(0)
-    return UNet2DModel(sample_size=SIZE, block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=4, attention_head_dim=16,
+    return UNet2DModel(sample_size=SIZE, block_out_channels=(16, 32, 48), layers_per_block=1, norm_num_groups=4, attention_head_dim=16,
                        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"))
 
 
@@ -37,7 +37,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the state, the log and pictures on the way")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "ddpm")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
