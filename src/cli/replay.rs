@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// The bytes of the settings, at most: a long prompt has thousands.
 const LIMIT: usize = 1 << 20;
+/// Words of a command line that settings become, at most: far more than there are flags and keys.
+const MOST_WORDS: usize = 1000;
 
 /// The picture that is drawn again.
 pub struct Replay {
@@ -41,6 +43,9 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
         (!left_out.is_empty()).then_some((kind.name(), left_out))
     });
     let (flags, prompt) = settings::of_picture(&settings).with_context(|| name.clone())?;
+    if flags.len() > MOST_WORDS {
+        bail!("{name}: more than {MOST_WORDS} settings: no picture of this program has them");
+    }
     let mut words = line.words[..2].to_vec();
     words.extend(settings::overridden(flags, &line.words[2..]));
     if let (Some(prompt), true) = (prompt, line.args.prompts().0.is_empty() && A::HAS_PROMPT) {

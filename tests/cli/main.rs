@@ -5,11 +5,17 @@ mod downloads;
 mod errors;
 mod families;
 mod help;
+mod hostile {
+    mod configs;
+    mod faults;
+    mod files;
+    mod support;
+}
 mod hub {
     mod broken;
     mod cache;
     mod refused;
-    mod server;
+    pub mod server;
 }
 mod look;
 mod loras;

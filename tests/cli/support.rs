@@ -34,6 +34,7 @@ impl Folder {
         command.args(args).current_dir(self.path());
         for name in [
             "RUST_LOG",
+            "RUST_BACKTRACE",
             "NO_COLOR",
             "COLUMNS",
             "CLICOLOR",
@@ -160,4 +161,10 @@ impl From<Output> for Run {
 /// One of the checkpoints that come with the program.
 pub fn asset(name: &str) -> String {
     format!("{}/assets/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// How many inputs a property is tried on: `FUZZ_CASES`, or a few.
+pub fn cases(few: u32) -> u32 {
+    let asked = std::env::var("FUZZ_CASES").ok();
+    asked.and_then(|n| n.parse().ok()).unwrap_or(few)
 }

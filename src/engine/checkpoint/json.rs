@@ -10,6 +10,8 @@ use std::io::Read;
 
 /// Real configs have a few kilobytes.
 pub const CONFIG_LIMIT: u64 = 4 << 20;
+/// A vocabulary has 150 000. In memory a value takes many times its room in the file.
+const MOST_VALUES: usize = 1 << 19;
 
 /// Reads a whole file, refusing anything that is not a plain file of at most `limit` bytes.
 pub fn read_bounded(place: &Place, limit: u64) -> Result<Vec<u8>> {
@@ -34,6 +36,9 @@ pub fn read_object(place: &Place, limit: u64) -> Result<Map<String, Value>> {
 
 /// The object in a text.
 pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>> {
+    if bytes.iter().filter(|&&byte| byte == b',').count() > MOST_VALUES {
+        bail!("more than {MOST_VALUES} values: not a file of this kind");
+    }
     let text = quote_bare_numbers(bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes));
     match serde_json::from_slice(&text) {
         Ok(Value::Object(map)) => Ok(map),
@@ -80,7 +85,9 @@ pub fn decode<C: DeserializeOwned>(map: &Map<String, Value>) -> Result<C> {
     };
     // serde names a key that is missing, but not one whose value is wrong: that is the key
     // without which the complaint is another one.
-    if !error.starts_with("missing field") && map.len() <= 1000 {
+    // Each try copies the whole, so of what is no config the key is not looked for.
+    let small = || serde_json::to_string(map).is_ok_and(|text| text.len() <= 1 << 16);
+    if !error.starts_with("missing field") && map.len() <= 1000 && small() {
         for (key, value) in map {
             let mut rest = map.clone();
             rest.remove(key);

@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use std::collections::HashMap;
 
 /// The largest published networks need some ten thousand.
-const MOST_VALUES: usize = 1 << 20;
+const MOST_VALUES: usize = 1 << 18;
+/// The bytes of a name. One text may be used a million times, and each use is a copy.
+const LONGEST_NAME: usize = 1000;
 
 /// A value; containers and texts are numbers of their place in the machine's arena.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +94,9 @@ impl Unpickled<'_> {
         dict = inner.unwrap_or(dict);
         let items = &self.machine.dicts[dict];
         let tensor = |&(key, value): &(Value, Value)| match (key, value) {
+            (Value::Text(name), _) if name.len() > LONGEST_NAME => {
+                bail!("a name is too long: refused")
+            }
             (Value::Text(name), Value::Tensor(tensor)) => {
                 Ok((name.to_string(), self.machine.tensors[tensor].clone()))
             }
@@ -112,8 +117,8 @@ impl Unpickled<'_> {
             bail!("holds no list of storages");
         };
         let text = |value: &Value| match value {
-            Value::Text(text) => Ok(text.to_string()),
-            _ => bail!("a storage has no name"),
+            Value::Text(text) if text.len() <= LONGEST_NAME => Ok(text.to_string()),
+            _ => bail!("a storage has no name, or a long one: refused"),
         };
         self.machine.sequences[list].iter().map(text).collect()
     }
@@ -440,6 +445,8 @@ impl<'a> Machine<'a> {
             (Class::OrderedDict, []) => self.push_dict(Vec::new()),
             (Class::OrderedDict, &[Value::Sequence(pairs)]) => {
                 let mut items = Vec::new();
+                // One list may be copied as often as it is named.
+                self.made += self.sequences[pairs].len();
                 for pair in &self.sequences[pairs] {
                     match pair {
                         Value::Sequence(pair) if self.sequences[*pair].len() == 2 => {
@@ -528,6 +535,9 @@ impl<'a> Machine<'a> {
         else {
             bail!("a reference is not torch's");
         };
+        if key.len() > LONGEST_NAME {
+            bail!("a storage's name is too long: refused");
+        }
         let (name, size) = STORAGES[class];
         let dtype = match name {
             "FloatStorage" => FileType::F32,

@@ -27,14 +27,17 @@ impl<T: Clone> OneOrMany<T> {
 
 /// `sample_size`: one side of a square, or height and width.
 pub fn height_and_width(size: &OneOrMany<usize>) -> Result<(usize, usize)> {
-    match size {
-        OneOrMany::One(side) => Ok((*side, *side)),
-        OneOrMany::Many(sides) if sides.len() == 2 => Ok((sides[0], sides[1])),
+    let (height, width) = match size {
+        OneOrMany::One(side) => (*side, *side),
+        OneOrMany::Many(sides) if sides.len() == 2 => (sides[0], sides[1]),
         OneOrMany::Many(sides) => bail!(
             "sample_size has {} values; one or two are accepted",
             sides.len()
         ),
-    }
+    };
+    check_count("sample_size", height, 1 << 16)?;
+    check_count("sample_size", width, 1 << 16)?;
+    Ok((height, width))
 }
 
 /// Refuses a key whose value is none of those in the table; null and absence are always accepted.

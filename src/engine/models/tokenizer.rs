@@ -20,7 +20,7 @@ const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
 const END_OF_WORD: &str = "</w>";
 /// CLIP's own vocabulary takes 4 MB.
-const FILE_LIMIT: u64 = 64 << 20;
+const FILE_LIMIT: u64 = 8 << 20;
 
 /// A text as ids.
 #[derive(Clone, Debug, PartialEq)]

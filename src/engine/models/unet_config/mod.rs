@@ -219,6 +219,8 @@ impl UNetFile {
             "{down} down_block_types, {up} up_block_types and {} block_out_channels: the three must be equal and not zero",
             widths.len()
         );
+        // Each halves the picture; published ones have seven at most.
+        check_count("the number of down_block_types", down, 16)?;
         for &width in widths {
             check_count("block_out_channels", width, 1 << 16)?;
             ensure!(

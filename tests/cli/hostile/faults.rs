@@ -1,0 +1,133 @@
+//! A disk that is full, a folder that changes under a run, a reader that went away.
+use super::support::{DDPM, UNET, model, write};
+use crate::hub::server::{Fault, Hub, files_of};
+use crate::support::{Folder, Run};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+#[test]
+fn a_model_that_changes_while_it_is_read_gives_a_picture_or_an_error() {
+    let folder = model("tiny-ddpm");
+    let weights = files_of(&folder.file("model"))[UNET].clone();
+    let config = files_of(&folder.file("model"))["unet/config.json"].clone();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // In place, so that a file that is open changes too.
+            for turn in 0usize.. {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                write(&folder, UNET, &weights[..weights.len() * (turn % 7) / 6]);
+                write(
+                    &folder,
+                    "unet/config.json",
+                    &config[..config.len() * (turn % 3) / 2],
+                );
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        for _ in 0..20 {
+            let run = folder.run([&DDPM[..], &["--overwrite"]].concat());
+            assert!(
+                matches!(run.code, Some(0 | 1)) && !run.stderr.contains("panicked"),
+                "{run:?}"
+            );
+            assert_eq!(run.code == Some(0), run.stdout == "a.png\n", "{run:?}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn a_reader_that_goes_away_costs_no_picture() {
+    let folder = model("tiny-ddpm");
+    let mut command = folder.command([&DDPM[..7], &["-n", "3", "-o", "a.png"]].concat());
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    drop(child.stdout.take());
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    assert_eq!(folder.names(), ["a-1.png", "a-2.png", "a-3.png", "model"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_device_that_is_full_is_told() {
+    let folder = model("tiny-ddpm");
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .expect("Linux has it");
+    let mut command = folder.command([&DDPM[..7], &["-o", "-"]].concat());
+    let output = command.stdout(full).output().expect("the program starts");
+    let run: Run = output.into();
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(
+        run.stderr
+            .contains("diffuse: writing to stdout: No space left"),
+        "{}",
+        run.stderr
+    );
+}
+
+/// By hand, as root: `mount -t tmpfs -o size=1m tmpfs /mnt; SMALL_DISK=/mnt cargo test --test cli -- --ignored full_disk`
+#[test]
+#[ignore = "needs a disk of a megabyte: set SMALL_DISK to its folder"]
+fn a_full_disk_leaves_nothing_wrong() {
+    let disk =
+        std::path::PathBuf::from(std::env::var("SMALL_DISK").expect("SMALL_DISK names a folder"));
+    let picture = disk.join("a.png");
+    let folder = model("tiny-ddpm");
+    std::fs::write(&picture, "mine").expect("there is room for this");
+    let filler = disk.join("filler");
+    let mut size = 2 << 20;
+    while size > 0 && std::fs::write(&filler, vec![1; size]).is_err() {
+        size -= 4096;
+    }
+    std::fs::write(disk.join("last"), [1; 4096]).ok();
+    let output = picture.to_str().expect("it is plain");
+    let run = folder.run([&DDPM[..7], &["--overwrite", "-o", output]].concat());
+    println!("{run:?}");
+    assert_eq!(run.code, Some(1));
+    assert_eq!(run.stderr.matches("diffuse: ").count(), 1, "{}", run.stderr);
+    assert_eq!(std::fs::read(&picture).expect("it is there"), b"mine");
+    for name in ["a.png", "filler", "last"] {
+        std::fs::remove_file(disk.join(name)).ok();
+    }
+    assert_eq!(files_of(&disk).len(), 0, "half a picture is left");
+    // The cache: told before where the hub names the size, and on the way where it does not.
+    let (hub, folder) = (Hub::new(), Folder::new());
+    let mut large = hub.file("owner/tiny", UNET);
+    large.resize(2 << 20, 0);
+    hub.publish("owner/tiny", [(UNET.to_owned(), large)].into());
+    for fault in [None, Some(Fault::Header("x-linked-size", String::new()))] {
+        if let Some(fault) = fault.clone() {
+            hub.fault(&["HEAD", UNET], fault);
+        }
+        let mut command = hub.command(&folder, &crate::hub::server::DRAW);
+        let run: Run = command
+            .env("HF_HUB_CACHE", &disk)
+            .output()
+            .expect("the program starts")
+            .into();
+        println!("{run:?}");
+        assert_eq!(run.code, Some(1));
+        let said = if fault.is_some() {
+            "is full: free some space"
+        } else {
+            "the download takes"
+        };
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+        let wrong: Vec<_> = files_of(&disk)
+            .into_keys()
+            .filter(|name| name.contains("/blobs/") && !name.ends_with(".incomplete"))
+            .collect();
+        // The three configs and nothing of the weights.
+        assert_eq!(wrong.len(), 3, "{wrong:?}");
+    }
+    std::fs::remove_dir_all(disk.join("models--owner--tiny")).expect("it is there");
+    std::fs::remove_dir_all(disk.join(".locks")).expect("it is there");
+}

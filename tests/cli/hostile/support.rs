@@ -1,0 +1,101 @@
+//! A model folder from a stranger, and a run that must end at once, in one line and in little memory.
+use crate::support::{Folder, Run, asset};
+use std::time::{Duration, Instant};
+
+/// Kilobytes of address space: program, threads' stacks and all that a file makes it take.
+const ROOM: usize = 200_000;
+
+/// A copy of a checkpoint of the assets, as `model` in a folder.
+pub fn model(name: &str) -> Folder {
+    let folder = Folder::new();
+    for (file, bytes) in crate::hub::server::files_of(std::path::Path::new(&asset(name))) {
+        write(&folder, &file, bytes);
+    }
+    folder
+}
+
+pub const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// Replaces a file of the model.
+pub fn write(folder: &Folder, file: &str, bytes: impl AsRef<[u8]>) {
+    let path = folder.file("model").join(file);
+    std::fs::create_dir_all(path.parent().expect("it is in a folder")).expect("it is writable");
+    std::fs::write(path, bytes).expect("it is writable");
+}
+
+/// The run of one step of the model, in the room that it has.
+pub fn run(folder: &Folder, args: &[&str]) -> Run {
+    let mut command = folder.command([""; 0]);
+    let program = command.get_program().to_owned();
+    if cfg!(target_os = "linux") {
+        let environment: Vec<_> = command
+            .get_envs()
+            .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
+            .collect();
+        let limited = format!("ulimit -v {ROOM}; exec \"$0\" \"$@\"");
+        command = std::process::Command::new("sh");
+        command
+            .args(["-c", &limited])
+            .arg(&program)
+            .current_dir(folder.path());
+        for (name, value) in environment {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        // Each thread would set room of its own aside.
+        command.env("MALLOC_ARENA_MAX", "1");
+    }
+    command
+        .args(args)
+        .output()
+        .expect("the program starts")
+        .into()
+}
+
+pub const DDPM: [&str; 9] = [
+    "ddpm",
+    "--model",
+    "model",
+    "--steps",
+    "1",
+    "--threads",
+    "1",
+    "-o",
+    "a.png",
+];
+pub const TXT2IMG: [&str; 10] = [
+    "txt2img",
+    "a cat",
+    "--model",
+    "model",
+    "--steps",
+    "1",
+    "--threads",
+    "1",
+    "-o",
+    "a.png",
+];
+
+/// The model is refused: one line, no panic, at once, and nothing is left behind.
+#[track_caller]
+pub fn refused(folder: &Folder, args: &[&str]) -> String {
+    let before = folder.names();
+    let start = Instant::now();
+    let run = run(folder, args);
+    let taken = start.elapsed();
+    assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{run:?}");
+    let lines: Vec<&str> = run
+        .stderr
+        .lines()
+        .filter(|line| line.starts_with("diffuse: "))
+        .collect();
+    assert_eq!(lines.len(), 1, "{}", run.stderr);
+    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    assert!(lines[0].len() < 1000, "{}", run.stderr);
+    assert_eq!(folder.names(), before, "something was left behind");
+    // A second where nothing else runs; tests run beside each other.
+    assert!(taken < Duration::from_secs(10), "{taken:?}: {}", run.stderr);
+    lines[0].to_owned()
+}
