@@ -55,7 +55,7 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             break
         }
         'diffuse;ddpm' {
-            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, or a model on huggingface.co')
+            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, a model on huggingface.co, or demo: a small one inside of the program')
             [CompletionResult]::new('--revision', '--revision', [CompletionResultType]::ParameterName, 'Branch, tag or commit of a model on huggingface.co')
             [CompletionResult]::new('--steps', '--steps', [CompletionResultType]::ParameterName, 'Denoising steps, at most the model''s training steps (most have 1000) [default: 50; 4 for latent consistency models]')
             [CompletionResult]::new('--scheduler', '--scheduler', [CompletionResultType]::ParameterName, 'Sampler [default: the one that the model names]')
@@ -96,7 +96,7 @@ Register-ArgumentCompleter -Native -CommandName 'diffuse' -ScriptBlock {
             break
         }
         'diffuse;txt2img' {
-            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt')
+            [CompletionResult]::new('--model', '--model', [CompletionResultType]::ParameterName, 'A folder in the diffusers layout, a model on huggingface.co, a whole model in one .safetensors or .ckpt, or demo: a small one inside of the program')
             [CompletionResult]::new('--guidance-scale', '--guidance-scale', [CompletionResultType]::ParameterName, 'How closely the picture follows the text; 1 or less is no guidance [default: that of the model''s pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]')
             [CompletionResult]::new('--guidance-rescale', '--guidance-rescale', [CompletionResultType]::ParameterName, 'Bring the guided prediction''s spread back to the prompt''s own, 0 to 1; for zero-SNR models')
             [CompletionResult]::new('--negative-prompt', '--negative-prompt', [CompletionResultType]::ParameterName, 'What to keep out of the picture')

@@ -29,7 +29,7 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand help 'Print this message or the help of the given subcommand(s)'
         }
         &'diffuse;ddpm'= {
-            cand --model 'A folder in the diffusers layout, or a model on huggingface.co'
+            cand --model 'A folder in the diffusers layout, a model on huggingface.co, or demo: a small one inside of the program'
             cand --revision 'Branch, tag or commit of a model on huggingface.co'
             cand --steps 'Denoising steps, at most the model''s training steps (most have 1000) [default: 50; 4 for latent consistency models]'
             cand --scheduler 'Sampler [default: the one that the model names]'
@@ -69,7 +69,7 @@ set edit:completion:arg-completer[diffuse] = {|@words|
             cand --help 'Print help (see more with ''--help'')'
         }
         &'diffuse;txt2img'= {
-            cand --model 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt'
+            cand --model 'A folder in the diffusers layout, a model on huggingface.co, a whole model in one .safetensors or .ckpt, or demo: a small one inside of the program'
             cand --guidance-scale 'How closely the picture follows the text; 1 or less is no guidance [default: that of the model''s pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]'
             cand --guidance-rescale 'Bring the guided prediction''s spread back to the prompt''s own, 0 to 1; for zero-SNR models'
             cand --negative-prompt 'What to keep out of the picture'

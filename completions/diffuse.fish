@@ -30,7 +30,7 @@ complete -c diffuse -n "__fish_diffuse_needs_command" -s h -l help -d 'Print hel
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "ddpm" -d 'Draw a picture of what the model was trained on (unconditional diffusion)'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l model -d 'A folder in the diffusers layout, or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, or demo: a small one inside of the program' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000) [default: 50; 4 for latent consistency models]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
@@ -87,7 +87,7 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l show -d 'Draw e
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s q -l quiet -d 'Say nothing on stderr but errors'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s v -l verbose -d 'Say more on stderr; twice for all'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt' -r -F
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, a whole model in one .safetensors or .ckpt, or demo: a small one inside of the program' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-scale -d 'How closely the picture follows the text; 1 or less is no guidance [default: that of the model\'s pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-rescale -d 'Bring the guided prediction\'s spread back to the prompt\'s own, 0 to 1; for zero-SNR models' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r

@@ -1,7 +1,7 @@
 //! Flags that both commands share, and the values they take.
 use super::output::{Output, Pattern};
 use super::{schedule::ScheduleArgs, terminal::Terminal};
-use crate::engine::checkpoint::{Checkpoint, Network};
+use crate::engine::checkpoint::{Checkpoint, Demo, Network};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
@@ -225,18 +225,26 @@ pub struct RevisionArgs {
 }
 
 impl RevisionArgs {
-    /// Opens the model at this revision.
-    pub fn open(&self, model: &str) -> anyhow::Result<Checkpoint> {
-        self.open_with(model, None)
+    /// Opens the model at this revision; `demo` is the one of that name.
+    pub fn open(&self, model: &str, demo: Demo) -> anyhow::Result<Checkpoint> {
+        self.open_with(model, demo, None)
     }
 
     /// The same; a model in one file with the configurations of another checkpoint.
-    pub fn open_with(&self, model: &str, config: Option<&str>) -> anyhow::Result<Checkpoint> {
+    pub fn open_with(
+        &self,
+        model: &str,
+        demo: Demo,
+        config: Option<&str>,
+    ) -> anyhow::Result<Checkpoint> {
         let network = match self.offline {
             true => Network::Forbidden,
             false => Network::Allowed,
         };
-        Checkpoint::open_with(network, model, &self.revision, config)
+        match Checkpoint::is_demo(model) {
+            true => Checkpoint::demo(network, demo, config),
+            false => Checkpoint::open_with(network, model, &self.revision, config),
+        }
     }
 }
 

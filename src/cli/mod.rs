@@ -23,7 +23,8 @@ mod text;
 mod txt2img;
 mod usage;
 
-use crate::engine::{checkpoint::Checkpoint, pipelines::System, schedulers::SchedulerConfig};
+use crate::engine::checkpoint::{Checkpoint, Demo};
+use crate::engine::{pipelines::System, schedulers::SchedulerConfig};
 use anyhow::Result;
 use args::SharedArgs;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -33,7 +34,8 @@ use terminal::Terminal;
 
 /// Draw pictures with diffusion models
 ///
-/// Opens any checkpoint in the diffusers layout, a folder or a name on huggingface.co, and draws the pixels that diffusers draws.
+/// Opens any checkpoint in the diffusers layout, a folder or a name on huggingface.co, and draws the pixels that diffusers draws. --model demo
+/// is a small one inside of the program, which needs no download.
 #[derive(Debug, Parser)]
 #[command(name = "diffuse", version, disable_version_flag = true, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Cli {
@@ -49,6 +51,7 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  diffuse txt2img \"an astronaut riding a horse\" --model demo --steps 25
   diffuse txt2img \"astronaut riding a horse\" --steps 25
   diffuse ddpm --model google/ddpm-cat-256 --scheduler ddim --steps 50
   diffuse txt2img --prompts prompts.txt -o out/{index}-{prompt}.png --parents
@@ -70,6 +73,8 @@ enum Command {
 trait Drawing: FromArgMatches + clap::Args {
     const NAME: &'static str;
     const HAS_PROMPT: bool;
+    /// What `--model demo` is.
+    const DEMO: Demo;
     type System: System;
     fn model(&self) -> &str;
     fn shared(&self) -> &SharedArgs;
@@ -78,7 +83,7 @@ trait Drawing: FromArgMatches + clap::Args {
     fn request(&self) -> <Self::System as System>::Request;
     /// The model, its configurations alone.
     fn open(&self) -> Result<Checkpoint> {
-        self.shared().revision.open(self.model())
+        self.shared().revision.open(self.model(), Self::DEMO)
     }
     /// Puts what flags bring in the place of the checkpoint's own.
     fn attach(&self, _checkpoint: &mut Checkpoint) -> Result<()> {

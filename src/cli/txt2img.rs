@@ -2,7 +2,7 @@
 use super::args::{self, SharedArgs};
 use super::text::TextArgs;
 use super::{Drawing, schedule};
-use crate::engine::checkpoint::Checkpoint;
+use crate::engine::checkpoint::{Checkpoint, Demo};
 use crate::engine::pipelines::decoding::PREVIEW;
 use crate::engine::pipelines::txt2img::{self, Class, Txt2ImgRequest, Txt2ImgSystem};
 use crate::engine::schedulers::SchedulerConfig;
@@ -18,7 +18,9 @@ pub struct Txt2ImgArgs {
     /// What to draw
     #[arg(required_unless_present_any = ["prompts", "from", "print_schedule"])]
     prompt: Option<String>,
-    /// A folder in the diffusers layout, a model on huggingface.co, or a whole model in one .safetensors or .ckpt
+    /// A folder in the diffusers layout, a model on huggingface.co, a whole model in one .safetensors or .ckpt, or demo: a small one inside of the program
+    ///
+    /// A folder that exists goes before the hub; one of the name demo is ./demo.
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
           value_hint = ValueHint::AnyPath, value_parser = NonEmptyStringValueParser::new())]
     model: String,
@@ -95,6 +97,7 @@ impl FromStr for LoraArg {
 
 const EXAMPLES: &str = "\
 Examples:
+  diffuse txt2img \"an astronaut riding a horse\" --model demo --steps 25
   diffuse txt2img \"astronaut riding a horse\" --steps 25
   diffuse txt2img \"a lighthouse at dusk\" --negative-prompt \"people\" --seed 7 -n 4 -o lighthouse.png
   diffuse txt2img \"a fox\" --model ./my-model --scheduler dpmpp-2m --width 768 --height 512";
@@ -102,6 +105,7 @@ Examples:
 impl Drawing for Txt2ImgArgs {
     const NAME: &'static str = "txt2img";
     const HAS_PROMPT: bool = true;
+    const DEMO: Demo = Demo::Txt2img;
     type System = Txt2ImgSystem;
 
     fn model(&self) -> &str {
@@ -114,7 +118,7 @@ impl Drawing for Txt2ImgArgs {
 
     fn open(&self) -> Result<Checkpoint> {
         let revision = &self.shared.revision;
-        revision.open_with(&self.model, self.config.as_deref())
+        revision.open_with(&self.model, Self::DEMO, self.config.as_deref())
     }
 
     fn attach(&self, checkpoint: &mut Checkpoint) -> Result<()> {

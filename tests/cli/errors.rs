@@ -373,7 +373,7 @@ fn word() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::support::cases(96), failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_arguments_end_with_a_documented_exit_code(
         command in prop::sample::select(vec![vec!["ddpm"], vec!["txt2img", "a cat"], vec!["txt2img"], vec![]]),

@@ -1,6 +1,7 @@
 //! The program as its user meets it: arguments in, exit code, files and text out.
 mod batches;
 mod completions;
+mod demo;
 mod downloads;
 mod errors;
 mod families;

@@ -117,7 +117,7 @@ impl Checkpoint {
             match (at.find_weights(inside, *dtype), &at.source) {
                 (Ok(found), _) if std::ptr::eq(at, self) => names.extend(found.names),
                 (Ok(found), Source::Hub(repository)) => repository.fetch(&found.names)?,
-                (Ok(_), Source::Folder(_)) | (_, Source::Original(_)) => {}
+                (Ok(_), Source::Folder(_) | Source::Program(_)) | (_, Source::Original(_)) => {}
                 (Err(_), _) => missing.push(*component),
             }
         }
@@ -211,7 +211,7 @@ impl Checkpoint {
 
 /// The files an index names, in order and each once.
 pub fn read_index(path: &Place) -> Result<Vec<String>> {
-    let index = json::read_object(path, 16 << 20)?;
+    let index = json::read_object(path, json::CONFIG_LIMIT)?;
     let Some(map) = index.get("weight_map").and_then(|m| m.as_object()) else {
         bail!("{}: has no weight_map", path.display());
     };

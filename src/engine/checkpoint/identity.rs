@@ -124,10 +124,10 @@ impl Checkpoint {
         files.clone()
     }
 
-    /// The hub's id, or the folder as it was written on the command line.
+    /// The hub's id, the folder as it was written on the command line, or `demo`.
     fn id(&self) -> String {
         match &self.source {
-            Source::Folder(_) | Source::Original(_) => self.name.clone(),
+            Source::Folder(_) | Source::Original(_) | Source::Program(_) => self.name.clone(),
             Source::Hub(repository) => repository.id().to_owned(),
         }
     }

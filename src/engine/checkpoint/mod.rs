@@ -2,6 +2,7 @@
 //!
 //! - [`json`]: configs, as Python writes them
 //! - [`hub`]: repositories and their cache
+//! - [`demo`]: the checkpoints inside of the program
 //! - [`place`]: where a file is
 //! - [`original`]: one file with everything
 //! - [`files`]: which files hold the weights
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
+mod demo;
 mod files;
 mod header;
 mod hub;
@@ -29,6 +31,7 @@ mod read;
 mod torch;
 mod weights;
 
+pub use demo::Demo;
 pub use files::{Format, Wanted, WeightFiles};
 pub use hub::Network;
 pub use identity::{Identity, hex};
@@ -71,6 +74,17 @@ enum Source {
     Folder(PathBuf),
     Hub(Box<hub::Repository>),
     Original(Box<original::Original>),
+    Program(Demo),
+}
+
+/// `--config` completes a model that is one file.
+fn refuse_config(model: &str, config: Option<&str>) -> Result<()> {
+    match config {
+        Some(config) => bail!(
+            "--config {config} is for a model that is one file, and {model} is none: leave it out"
+        ),
+        None => Ok(()),
+    }
 }
 
 impl Checkpoint {
@@ -95,20 +109,39 @@ impl Checkpoint {
         if Path::new(model).is_file() {
             return Self::open_file(network, model, config);
         }
-        if let Some(config) = config {
-            bail!(
-                "--config {config} is for a model that is one file, and {model} is none: leave it out"
+        refuse_config(model, config)?;
+        Self::at(network, model, revision)?.with_index()
+    }
+
+    /// Whether `model` is what the program carries. No hub id has this form, and a folder of this name is `./demo`.
+    pub fn is_demo(model: &str) -> bool {
+        model == demo::NAME
+    }
+
+    /// One of the checkpoints in the program; `network` is for parts that are taken from elsewhere.
+    pub fn demo(network: Network, demo: Demo, config: Option<&str>) -> Result<Self> {
+        refuse_config(demo::NAME, config)?;
+        let folder = Path::new(demo::NAME);
+        let files = ["model_index.json", "unet/config.json", "config.json"];
+        if files.iter().any(|name| folder.join(name).exists()) {
+            tracing::warn!(
+                "{0} is the model in this program; type ./{0} for the folder",
+                demo::NAME
             );
         }
-        let mut checkpoint = Self::at(network, model, revision)?;
-        if let Some(place) = checkpoint.get("model_index.json")? {
-            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
-        } else if checkpoint.file("unet", "config.json")?.is_none() {
+        Self::new(network, demo::NAME, Source::Program(demo)).with_index()
+    }
+
+    fn with_index(mut self) -> Result<Self> {
+        if let Some(place) = self.get("model_index.json")? {
+            self.index = json::read_object(&place, json::CONFIG_LIMIT)?;
+        } else if self.file("unet", "config.json")?.is_none() {
             bail!(
-                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json"
+                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json",
+                model = self.name
             );
         }
-        Ok(checkpoint)
+        Ok(self)
     }
 
     fn open_file(network: Network, model: &str, config: Option<&str>) -> Result<Self> {
@@ -240,7 +273,7 @@ impl Checkpoint {
     /// The commit that is used, where the checkpoint is a repository.
     pub fn commit(&self) -> Option<&str> {
         match &self.source {
-            Source::Folder(_) | Source::Original(_) => None,
+            Source::Folder(_) | Source::Original(_) | Source::Program(_) => None,
             Source::Hub(repository) => repository.commit(),
         }
     }
@@ -340,6 +373,7 @@ impl Checkpoint {
             Source::Folder(folder) => Ok(folder.join(name).exists()),
             Source::Hub(repository) => repository.contains(name),
             Source::Original(_) => Ok(false),
+            Source::Program(demo) => Ok(demo.get(name).is_some()),
         }
     }
 
@@ -352,6 +386,11 @@ impl Checkpoint {
                 None => return Ok((repository.size(name)?, false)),
             },
             Source::Original(_) => bail!("{} has no {name}", self.name),
+            Source::Program(demo) => {
+                let bytes = demo.get(name);
+                let bytes = bytes.with_context(|| format!("{} has no {name}", self.name))?;
+                return Ok((bytes.len() as u64, true));
+            }
         };
         let found = std::fs::metadata(&path).with_context(|| path.display().to_string())?;
         Ok((found.len(), true))
@@ -397,7 +436,7 @@ impl Checkpoint {
     fn searched(&self) -> String {
         match &self.source {
             Source::Hub(repository) => repository.searched(),
-            Source::Folder(_) | Source::Original(_) => String::new(),
+            Source::Folder(_) | Source::Original(_) | Source::Program(_) => String::new(),
         }
     }
 
@@ -409,14 +448,19 @@ impl Checkpoint {
         Ok(match &self.source {
             Source::Folder(folder) => !folder.join(component).is_dir(),
             Source::Hub(repository) => !repository.has_folder(component)?,
-            Source::Original(_) => false,
+            Source::Original(_) | Source::Program(_) => false,
         })
     }
 
     fn get(&self, name: &str) -> Result<Option<Place>> {
         let found = match &self.source {
-            Source::Folder(folder) => Some(folder.join(name)).filter(|path| path.exists()),
-            Source::Hub(repository) => repository.get(name)?,
+            Source::Folder(folder) => Some(folder.join(name))
+                .filter(|path| path.exists())
+                .map(Place::Disk),
+            Source::Hub(repository) => repository.get(name)?.map(Place::Disk),
+            Source::Program(demo) => demo
+                .get(name)
+                .map(|bytes| Place::Program(format!("{}/{name}", self.name), bytes)),
             Source::Original(file) => {
                 let config = file.config.as_ref();
                 let place = config.map_or(Ok(None), |config| config.get(name))?;
@@ -427,7 +471,6 @@ impl Checkpoint {
                 return Ok(place);
             }
         };
-        let found = found.map(Place::Disk);
         if let Some(place) = &found {
             let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
             read.insert(name.to_string(), place.clone());
