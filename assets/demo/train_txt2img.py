@@ -202,12 +202,10 @@ def main():
     reader = train_text(args, tokenizer)
     if args.only == "text":
         return
-    vae = center(train_vae(args), pictures(args))
+    vae = train_decoder(args, center(train_vae(args), pictures(args)))
     if args.only == "decoder":
-        train_decoder(args, vae)
         return
     unet = train_unet(args, vae, reader, tokenizer)
-    vae = train_decoder(args, vae)
     if workers()[0]:
         return
     shutil.rmtree(args.out, ignore_errors=True)

@@ -1,9 +1,8 @@
 //! `--model demo`: the trained checkpoints inside of the program. What is drawn is judged by coarse colours, which need no eye:
 //! a picture of 64x64 pixels becomes 8x8 means.
-use crate::support::{Folder, Run, asset, pixels, texts};
+use crate::support::{Folder, Run, asset, fixture, levels_apart, pixels, texts};
 use image::RgbImage;
 use serde_json::{Value, json};
-use std::path::Path;
 
 /// f32 on the CPU may differ from diffusers by this much of 255.
 const BOUND: u8 = 1;
@@ -104,7 +103,7 @@ fn the_program_draws_what_its_folder_draws_bit_for_bit() {
 
 #[test]
 fn the_pictures_are_those_of_diffusers_within_one_level() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/demo");
+    let fixtures = fixture("demo");
     let list = std::fs::read(fixtures.join("cases.json")).expect("export_demo.py wrote it");
     let list: Value = serde_json::from_slice(&list).expect("JSON");
     let cases = list["cases"].as_array().expect("a list of cases");
@@ -115,11 +114,7 @@ fn the_pictures_are_those_of_diffusers_within_one_level() {
         let args: Vec<_> = cases.iter().map(|case| case["args"].clone()).collect();
         for (case, ours) in cases.iter().zip(rows(command, &args, &[])) {
             let name = case["name"].as_str().expect("a name");
-            let theirs = image::open(fixtures.join(format!("{name}.png")));
-            let theirs = theirs.expect("a picture").into_rgb8();
-            assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
-            let pairs = ours.iter().zip(theirs.iter());
-            let largest = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0);
+            let largest = levels_apart(&ours, &fixtures.join(format!("{name}.png")));
             if largest > BOUND {
                 wrong.push(format!("{name}: {largest}"));
             }

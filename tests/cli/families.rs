@@ -1,12 +1,10 @@
 //! What the kinds of UNet pipeline have of their own on the command line; their pictures are compared in `pipelines`.
-use crate::support::{Folder, Run, texts};
+use crate::support::{Folder, Run, fixture, texts};
 use serde_json::{Value, json};
 
 fn model(name: &str) -> String {
-    format!(
-        "{}/tests/fixtures/families/{name}",
-        env!("CARGO_MANIFEST_DIR")
-    )
+    let path = fixture("families").join(name);
+    path.to_str().expect("a plain path").to_owned()
 }
 
 fn draw(folder: &Folder, name: &str, more: &[&str]) -> Run {

@@ -1,15 +1,9 @@
 //! `--lora`: what fits, what fits in part, what does not, and what a picture remembers. Parity is in `parts`.
+use crate::parts::fixture;
 use crate::support::{Folder, Run, asset, pixels, texts};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
-
-fn fixture(name: &str) -> String {
-    let parts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parts");
-    let path = parts.join(name);
-    path.to_str().expect("a plain path").to_owned()
-}
 
 /// A picture of tiny-sd with more flags.
 fn draw(folder: &Folder, more: &[&str]) -> Run {

@@ -1,21 +1,13 @@
 //! What takes part in a checkpoint and comes from elsewhere: VAEs and LoRAs. The pictures are those of diffusers with the same parts.
-use crate::support::{Folder, Run, asset, texts};
+use crate::support::{self, Folder, Run, asset, levels_apart, pixels, texts};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
 
 /// f32 on the CPU may differ from diffusers by this much of 255.
 const BOUND: u8 = 1;
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parts")
-}
-
-fn fixture(name: &str) -> String {
-    fixtures()
-        .join(name)
-        .to_str()
-        .expect("a plain path")
-        .to_owned()
+pub fn fixture(name: &str) -> String {
+    let path = support::fixture("parts").join(name);
+    path.to_str().expect("a plain path").to_owned()
 }
 
 /// A picture of tiny-sd with more flags.
@@ -27,8 +19,7 @@ fn draw(folder: &Folder, more: &[&str]) -> Run {
 }
 
 fn cases() -> Value {
-    serde_json::from_slice(&std::fs::read(fixtures().join("cases.json")).expect("the list"))
-        .expect("JSON")
+    serde_json::from_slice(&std::fs::read(fixture("cases.json")).expect("the list")).expect("JSON")
 }
 
 #[test]
@@ -56,16 +47,8 @@ fn pictures_with_parts_from_elsewhere_are_those_of_diffusers() {
             &args.iter().map(String::as_str).collect::<Vec<_>>(),
         );
         assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
-        let ours = image::load_from_memory(&folder.read("out.png")).expect("a picture");
-        let theirs = image::open(fixture(&format!("{name}.png"))).expect("the reference");
-        assert_eq!(
-            (ours.width(), ours.height()),
-            (theirs.width(), theirs.height()),
-            "{name}"
-        );
-        let (ours, theirs) = (ours.into_rgb8(), theirs.into_rgb8());
-        let pairs = ours.iter().zip(theirs.iter());
-        let largest = pairs.map(|(a, b)| a.abs_diff(*b)).max().expect("pixels");
+        let ours = pixels(&folder.read("out.png"));
+        let largest = levels_apart(&ours, fixture(&format!("{name}.png")).as_ref());
         if largest > BOUND {
             wrong.push(format!("{name}: {largest}"));
         }

@@ -1,8 +1,8 @@
 //! The pictures of both commands against those of the diffusers library, pixel by pixel.
-use crate::support::{Folder, asset};
+use crate::support::{Folder, asset, copy, fixture, levels_apart};
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// f32 on the CPU may differ from diffusers by this much of 255.
 const BOUND: u8 = 1;
@@ -67,18 +67,6 @@ fn draw(case: &Value) -> image::RgbImage {
         .into_rgb8()
 }
 
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a new folder");
-    for entry in from.read_dir().expect("an asset") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        match entry.file_type().expect("a type").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).expect("a copy")),
-        }
-    }
-}
-
 /// Makes a network that predicts a variance too, as the exporter does.
 fn double_the_last_layer(weights: &Path) {
     let mut tensors = candle_core::safetensors::load(weights, &Device::Cpu).expect("weights");
@@ -103,12 +91,6 @@ fn edit(path: &Path, changes: &Map<String, Value>) {
     std::fs::write(path, serde_json::to_vec(&config).expect("JSON")).expect("written");
 }
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
-
 /// Draws every case of a folder of fixtures and names those whose pictures are not diffusers'.
 fn compare(set: &str, at_least: usize) {
     let list: Value =
@@ -119,16 +101,7 @@ fn compare(set: &str, at_least: usize) {
     for case in cases {
         let name = case["name"].as_str().unwrap();
         let ours = draw(case);
-        let theirs = image::open(fixture(set).join(format!("{name}.png")))
-            .unwrap()
-            .into_rgb8();
-        assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
-        let largest = ours
-            .iter()
-            .zip(theirs.iter())
-            .map(|(a, b)| a.abs_diff(*b))
-            .max()
-            .unwrap();
+        let largest = levels_apart(&ours, &fixture(set).join(format!("{name}.png")));
         if largest > BOUND {
             wrong.push(format!("{name}: {largest}"));
         }

@@ -1,14 +1,12 @@
 //! Whole models in one file of the original layout. The pictures are those of diffusers' `from_single_file`.
-use crate::support::{Folder, Run, asset, pixels, texts};
+use crate::support::{self, Folder, Run, asset, copy, levels_apart, pixels, texts};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/single")
-        .join(name)
+    support::fixture("single").join(name)
 }
 
 /// A folder with the file and, for those that are no published model, its configurations and tokenizers in `config`.
@@ -27,18 +25,6 @@ fn folder(file: &str) -> Folder {
         copy(Path::new(&asset("tiny-sd")), &folder.file("config"));
     }
     folder
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir(to).expect("a new folder");
-    for entry in from.read_dir().expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        match entry.file_type().expect("a type").is_dir() {
-            true => copy(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).expect("a copy")),
-        }
-    }
 }
 
 fn draw(folder: &Folder, file: &str, more: &[&str]) -> Run {
@@ -64,12 +50,9 @@ fn same_as_diffusers(file: &str, more: &[&str]) -> Folder {
     );
     assert_eq!(run.code, Some(0), "{}", run.stderr);
     let name = file.split_once('.').expect("an extension").0;
-    let theirs = image::open(fixture(&format!("{name}.png"))).expect("the reference");
-    let (ours, theirs) = (pixels(&folder.read("out.png")), theirs.into_rgb8());
-    assert_eq!(ours.dimensions(), theirs.dimensions());
-    let pairs = ours.iter().zip(theirs.iter());
-    let largest = pairs.map(|(a, b)| a.abs_diff(*b)).max();
-    assert!(largest <= Some(1), "{file}: {largest:?}");
+    let ours = pixels(&folder.read("out.png"));
+    let largest = levels_apart(&ours, &fixture(&format!("{name}.png")));
+    assert!(largest <= 1, "{file}: {largest}");
     folder
 }
 

@@ -1,6 +1,6 @@
 //! Both commands, argv to PNG, on the small checkpoints that come with the program. No test reaches the network:
 //! see `support`.
-use crate::support::{Folder, Run, asset};
+use crate::support::{Folder, Run, asset, copy};
 use clap::ValueEnum;
 use diffuse::engine::schedulers::SchedulerKind;
 use std::fs;
@@ -329,20 +329,7 @@ fn ctrl_c_exits_130_and_leaves_whole_pictures_alone() {
 
 /// A copy of a small checkpoint that a test may spoil.
 fn copied(name: &str, folder: &Folder) {
-    fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-        fs::create_dir_all(to)?;
-        for entry in fs::read_dir(from)? {
-            let entry = entry?;
-            let to = to.join(entry.file_name());
-            if entry.file_type()?.is_dir() {
-                copy(&entry.path(), &to)?;
-            } else {
-                fs::copy(entry.path(), to)?;
-            }
-        }
-        Ok(())
-    }
-    copy(Path::new(&asset(name)), &folder.file("m")).expect("the checkpoint can be copied");
+    copy(Path::new(&asset(name)), &folder.file("m"));
 }
 
 /// The command fails with exit code 1 and one line that has all `parts`, and writes nothing.

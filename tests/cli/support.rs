@@ -163,6 +163,39 @@ pub fn asset(name: &str) -> String {
     format!("{}/assets/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A file or folder of the fixtures.
+pub fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// Copies a folder with all that is in it to a new one.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).expect("a new folder");
+    for entry in from.read_dir().expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        match entry.file_type().expect("a type").is_dir() {
+            true => copy(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).expect("a copy")),
+        }
+    }
+}
+
+/// The largest difference of two pictures of one size, of 255.
+#[track_caller]
+pub fn levels_apart(ours: &image::RgbImage, theirs: &Path) -> u8 {
+    let name = theirs.display();
+    let theirs = image::open(theirs).expect("the reference").into_rgb8();
+    assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
+    let pairs = ours.iter().zip(theirs.iter());
+    pairs
+        .map(|(a, b)| a.abs_diff(*b))
+        .max()
+        .expect("it has pixels")
+}
+
 /// How many inputs a property is tried on: `FUZZ_CASES`, or a few.
 pub fn cases(few: u32) -> u32 {
     let asked = std::env::var("FUZZ_CASES").ok();

@@ -133,15 +133,22 @@ impl Checkpoint {
     }
 
     fn with_index(mut self) -> Result<Self> {
-        if let Some(place) = self.get("model_index.json")? {
-            self.index = json::read_object(&place, json::CONFIG_LIMIT)?;
-        } else if self.file("unet", "config.json")?.is_none() {
+        if !self.read_index()? && self.file("unet", "config.json")?.is_none() {
             bail!(
                 "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json",
                 model = self.name
             );
         }
         Ok(self)
+    }
+
+    /// Whether there is a `model_index.json`; it is read.
+    fn read_index(&mut self) -> Result<bool> {
+        let place = self.get("model_index.json")?;
+        if let Some(place) = &place {
+            self.index = json::read_object(place, json::CONFIG_LIMIT)?;
+        }
+        Ok(place.is_some())
     }
 
     fn open_file(network: Network, model: &str, config: Option<&str>) -> Result<Self> {
@@ -200,9 +207,7 @@ impl Checkpoint {
                 checkpoint.searched()
             );
         }
-        if let Some(place) = checkpoint.get("model_index.json")? {
-            checkpoint.index = json::read_object(&place, json::CONFIG_LIMIT)?;
-        }
+        checkpoint.read_index()?;
         let part = Part {
             checkpoint,
             component,
@@ -259,10 +264,14 @@ impl Checkpoint {
 
     /// Notes that the model's one file was read.
     fn remember_file(&self, places: &[Place]) {
-        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         let name = Path::new(&self.name).file_name().unwrap_or_default();
         let name = name.to_string_lossy();
-        read.extend(places.iter().map(|place| (name.to_string(), place.clone())));
+        places.iter().for_each(|place| self.remember(&name, place));
+    }
+
+    fn remember(&self, name: &str, place: &Place) {
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.insert(name.to_string(), place.clone());
     }
 
     /// As the user wrote it.
@@ -463,17 +472,11 @@ impl Checkpoint {
                 .map(|bytes| Place::Program(format!("{}/{name}", self.name), bytes)),
             Source::Original(file) => {
                 let config = file.config.as_ref();
-                let place = config.map_or(Ok(None), |config| config.get(name))?;
-                if let Some(place) = &place {
-                    let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-                    read.insert(name.to_string(), place.clone());
-                }
-                return Ok(place);
+                config.map_or(Ok(None), |config| config.get(name))?
             }
         };
         if let Some(place) = &found {
-            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
-            read.insert(name.to_string(), place.clone());
+            self.remember(name, place);
         }
         Ok(found)
     }

@@ -2,7 +2,7 @@
 //!
 //! A key that diffusers' class does not know is ignored, as there (files of 2022 carry several). A key that it does know and
 //! that a model here does not use is compared with the one value under which the two agree.
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -68,4 +68,17 @@ pub fn check_count(key: &str, value: usize, most: usize) -> Result<usize> {
         bail!("{key} = {value}: it must be between 1 and {most}");
     }
     Ok(value)
+}
+
+/// What every decoder needs: pictures of one channel or three, and a scale for its latents.
+pub fn check_decoder(out_channels: usize, scaling_factor: f64) -> Result<()> {
+    ensure!(
+        out_channels == 3 || out_channels == 1,
+        "out_channels = {out_channels}: a picture has 3, or 1"
+    );
+    ensure!(
+        scaling_factor.is_finite() && scaling_factor != 0.0,
+        "scaling_factor = {scaling_factor} is not a number to divide by"
+    );
+    Ok(())
 }

@@ -6,7 +6,7 @@
 //! picture = 2 x - 1
 //! ```
 //! The last block is not enlarged. `latent_magnitude` and `latent_shift` are for keeping latents as bytes, and no part of decoding.
-use super::config::{check_count, refuse_unsupported};
+use super::config::{check_count, check_decoder, refuse_unsupported};
 use crate::engine::nn::{Activation, Conv2d, ConvShape, Map};
 use anyhow::ensure;
 use candle_core::{DType, Result, Tensor};
@@ -76,16 +76,7 @@ impl TinyVaeConfig {
                 "num_decoder_blocks = {layers}: at most 100 are accepted"
             );
         }
-        ensure!(
-            self.out_channels == 3 || self.out_channels == 1,
-            "out_channels = {}: a picture has 3, or 1",
-            self.out_channels
-        );
-        ensure!(
-            self.scaling_factor.is_finite() && self.scaling_factor != 0.0,
-            "scaling_factor = {} is not a number to divide by",
-            self.scaling_factor
-        );
+        check_decoder(self.out_channels, self.scaling_factor)?;
         Ok(())
     }
 

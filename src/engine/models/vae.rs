@@ -1,7 +1,7 @@
 //! The decoder of `AutoencoderKL` (Rombach et al. 2022, appendix G): from latents to pixels, eight times as wide in the published models.
 use super::attention::AttentionStyle;
 use super::blocks::{AttentionKind, BlockStyle, MidBlock, UpBlock};
-use super::config::{check_count, refuse_unsupported};
+use super::config::{check_count, check_decoder, refuse_unsupported};
 use super::resnet::{ResnetStyle, TimeShift};
 use super::transformer::TextSlots;
 use crate::engine::nn::{Activation, Conv2d, ConvShape, GroupNorm, Map};
@@ -82,16 +82,7 @@ impl VaeConfig {
         }
         check_count("layers_per_block", self.layers_per_block, 100)?;
         check_count("latent_channels", self.latent_channels, 1 << 10)?;
-        ensure!(
-            self.out_channels == 3 || self.out_channels == 1,
-            "out_channels = {}: a picture has 3, or 1",
-            self.out_channels
-        );
-        ensure!(
-            self.scaling_factor.is_finite() && self.scaling_factor != 0.0,
-            "scaling_factor = {} is not a number to divide by",
-            self.scaling_factor
-        );
+        check_decoder(self.out_channels, self.scaling_factor)?;
         for (key, list) in [
             ("latents_mean", &self.latents_mean),
             ("latents_std", &self.latents_std),

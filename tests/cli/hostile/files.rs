@@ -292,6 +292,12 @@ fn pictures_that_lie_are_refused() {
         let side = side.to_be_bytes();
         chunk(b"IHDR", &[&side[..], &side, &[8, 2, 0, 0, 0]].concat())
     };
+    let given = |bytes: Vec<u8>| {
+        let folder = Folder::new();
+        folder.write("evil.png", bytes);
+        let args = ["txt2img", "--from", "evil.png", "--threads", "1"];
+        println!("{}", refused(&folder, &args));
+    };
     for bytes in [
         vec![],
         signature.clone(),
@@ -308,15 +314,7 @@ fn pictures_that_lie_are_refused() {
         b"GIF89a".to_vec(),
         vec![0; 1 << 20],
     ] {
-        let folder = Folder::new();
-        folder.write("evil.png", bytes);
-        println!(
-            "{}",
-            refused(
-                &folder,
-                &["txt2img", "--from", "evil.png", "--threads", "1"]
-            )
-        );
+        given(bytes);
     }
     // A true picture whose settings are absurd.
     let many: String = (0..60_000).map(|i| format!("\"k{i}\":1,")).collect();
@@ -330,7 +328,6 @@ fn pictures_that_lie_are_refused() {
         "{\"--version\": true}".to_owned(),
         "{\"prompt\": {\"a\": 1}}".to_owned(),
     ] {
-        let folder = Folder::new();
         let mut file = Vec::new();
         let mut encoder = png::Encoder::new(&mut file, 1, 1);
         encoder.set_color(png::ColorType::Rgb);
@@ -341,13 +338,6 @@ fn pictures_that_lie_are_refused() {
         let mut writer = encoder.write_header().expect("it is in memory");
         writer.write_image_data(&[0; 3]).expect("it is in memory");
         writer.finish().expect("it is in memory");
-        folder.write("evil.png", file);
-        println!(
-            "{}",
-            refused(
-                &folder,
-                &["txt2img", "--from", "evil.png", "--threads", "1"]
-            )
-        );
+        given(file);
     }
 }

@@ -48,6 +48,8 @@ struct State {
     /// What the next answers do whose request contains all these texts.
     faults: Mutex<Vec<(Vec<String>, Fault, usize)>>,
     asked: Mutex<Vec<String>>,
+    /// Bytes that were sent of each file.
+    sent: Mutex<BTreeMap<String, usize>>,
     port: u16,
 }
 
@@ -114,6 +116,11 @@ impl Hub {
     /// The requests since the last call: `METHOD PATH range=START token=TOKEN`, the last two where they were sent.
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut *self.state.asked.lock().expect("no thread panics"))
+    }
+
+    /// Bytes that were sent of each file since the last call.
+    pub fn sent(&self) -> BTreeMap<String, usize> {
+        std::mem::take(&mut *self.state.sent.lock().expect("no thread panics"))
     }
 
     /// A command whose hub this is.
@@ -269,6 +276,14 @@ impl State {
         let _ = stream.write_all(format!("{head}\r\n").as_bytes());
         if method == "HEAD" {
             return;
+        }
+        let name = path.split_once("/-/").or_else(|| {
+            let (_, rest) = path.split_once("/resolve/")?;
+            rest.split_once('/')
+        });
+        if let Some((_, name)) = name.filter(|_| !answer.body.is_empty()) {
+            let mut sent = self.sent.lock().expect("no thread panics");
+            *sent.entry(name.to_owned()).or_default() += answer.body.len();
         }
         let _ = match fault {
             Some(Fault::Cut(n)) => stream.write_all(&answer.body[..n.min(answer.body.len())]),

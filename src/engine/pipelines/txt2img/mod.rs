@@ -185,14 +185,14 @@ impl System for Txt2ImgSystem {
         only: Option<&Plan>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline>> {
-        let towers = self.towers.iter().map(|tower| tower.component);
-        let mut wanted: Vec<_> = towers
-            .chain(["unet"])
-            .map(|component| (component, runtime.weights))
-            .collect();
-        wanted.push(("vae", self.decoding.weights(runtime)));
+        let components = self.components();
+        let dtype = |component| match component {
+            "vae" => self.decoding.weights(runtime),
+            _ => runtime.weights,
+        };
+        let wanted: Vec<_> = components.iter().map(|&c| (c, dtype(c))).collect();
         checkpoint.fetch_weights(&wanted)?;
-        checkpoint.prepare_loras(&self.components(), runtime.weights)?;
+        checkpoint.prepare_loras(&components, runtime.weights)?;
         let towers = progress.phase(Phase::Load, || {
             let towers = self.towers.iter().map(|tower| {
                 load(checkpoint, tower.component, runtime, TOWER, |vb| {
