@@ -17,6 +17,7 @@ mod hub {
     mod cache;
     mod refused;
     pub mod server;
+    mod settings;
 }
 mod look;
 mod loras;

@@ -53,6 +53,9 @@ impl Folder {
             "https_proxy",
             "HTTP_PROXY",
             "http_proxy",
+            "NO_PROXY",
+            "no_proxy",
+            "HF_HUB_DISABLE_IMPLICIT_TOKEN",
         ] {
             command.env_remove(name);
         }

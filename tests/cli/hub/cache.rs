@@ -231,54 +231,6 @@ fn what_the_cache_lacks_offline_is_named_for_all_components() {
 }
 
 #[test]
-fn the_cache_is_where_the_variables_say() {
-    let hub = Hub::new();
-    for (name, value, found) in [
-        ("HF_HUB_CACHE", "mine", "mine/models--owner--tiny"),
-        ("HUGGINGFACE_HUB_CACHE", "old", "old/models--owner--tiny"),
-        ("HF_HOME", "home", "home/hub/models--owner--tiny"),
-        (
-            "XDG_CACHE_HOME",
-            "xdg",
-            "xdg/huggingface/hub/models--owner--tiny",
-        ),
-        (
-            "HOME",
-            "user",
-            "user/.cache/huggingface/hub/models--owner--tiny",
-        ),
-    ] {
-        let folder = Folder::new();
-        let mut command = hub.command(&folder, &DRAW);
-        for other in ["HF_HOME", "XDG_CACHE_HOME"] {
-            command.env_remove(other);
-        }
-        let output = command
-            .env("HOME", folder.path())
-            .env(name, folder.file(value))
-            .output();
-        drew(&output.expect("the program starts").into());
-        assert!(
-            folder.file(found).join("refs/main").is_file(),
-            "{name}: {:?}",
-            folder.names()
-        );
-    }
-    let folder = Folder::new();
-    let mut command = hub.command(&folder, &DRAW);
-    let output = command
-        .env("HF_HOME", "~/here")
-        .env("HOME", folder.path())
-        .output();
-    drew(&output.expect("the program starts").into());
-    assert!(
-        folder.file("here/hub/models--owner--tiny").is_dir(),
-        "{:?}",
-        folder.names()
-    );
-}
-
-#[test]
 fn a_cache_that_cannot_be_written_is_told() {
     let (hub, folder) = (Hub::new(), Folder::new());
     folder.write("file", "");
@@ -295,43 +247,45 @@ fn a_cache_that_cannot_be_written_is_told() {
     );
 }
 
+/// The hash that a picture of the tiny model remembers of the UNet's weights.
+fn remembered(folder: &Folder, args: &[&str]) -> String {
+    let args = [args, &["--overwrite", "-o", "a.png"]].concat();
+    drew(&folder.run(&args));
+    let texts = crate::support::texts(&folder.read("a.png"));
+    let chunk: serde_json::Value = serde_json::from_str(&texts["diffuse"]).expect("it is JSON");
+    let hash = &chunk["model"]["files"][UNET];
+    hash.as_str().expect("it is a hash").to_owned()
+}
+
+#[cfg(unix)]
 #[test]
-fn a_proxy_of_the_environment_is_used() {
-    use std::io::{BufRead, BufReader, Write};
+fn a_name_is_taken_for_a_hash_only_where_the_hub_gave_it() {
+    use std::os::unix::fs::symlink;
     let (hub, folder) = (Hub::new(), Folder::new());
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has ports");
-    let proxy = format!("http://{}", listener.local_addr().expect("it is bound"));
-    let target = hub.address.trim_start_matches("http://").to_owned();
-    std::thread::spawn(move || {
-        for mut client in listener.incoming().flatten() {
-            let target = target.clone();
-            std::thread::spawn(move || {
-                let mut lines = BufReader::new(client.try_clone().expect("it can be"))
-                    .lines()
-                    .map_while(Result::ok);
-                let first = lines.next().unwrap_or_default();
-                assert!(first.starts_with("CONNECT "), "{first}");
-                while lines.next().is_some_and(|line| !line.is_empty()) {}
-                let mut server = std::net::TcpStream::connect(target).expect("the hub is there");
-                client
-                    .write_all(b"HTTP/1.1 200 OK\r\n\r\n")
-                    .expect("the client waits");
-                let (mut from, mut to) = (
-                    client.try_clone().expect("it can be"),
-                    server.try_clone().expect("it can be"),
-                );
-                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
-                let _ = std::io::copy(&mut server, &mut client);
-            });
-        }
-    });
-    // A name that nothing but the proxy can reach.
-    let mut command = hub.command(&folder, &DRAW);
-    command
-        .env("HF_ENDPOINT", "http://hub.invalid")
-        .env("ALL_PROXY", proxy);
-    let run: Run = command.output().expect("the program starts").into();
-    drew(&run);
+    drew(&hub.draw(&folder));
+    let hash = sha256(&hub.file("owner/tiny", UNET));
+    let args = [&DRAW[..7], &["--offline"]].concat();
+    assert_eq!(remembered(&folder, &args), hash);
+    let repository = folder.file(".hub/hub/models--owner--tiny");
+    let other = "0".repeat(64);
+    let store = folder.file(".hub/store");
+    std::fs::create_dir(&store).expect("the folder is writable");
+    // The blob is kept in a store of other names.
+    let blob = repository.join("blobs").join(&hash);
+    std::fs::rename(&blob, store.join(&other)).expect("one disk");
+    symlink(store.join(&other), &blob).expect("the folder is writable");
+    assert_eq!(remembered(&folder, &args), hash);
+    // The snapshot leads to the store itself.
+    let pointer = repository.join("snapshots").join(COMMIT).join(UNET);
+    std::fs::remove_file(&pointer).expect("it is there");
+    symlink(store.join(&other), &pointer).expect("the folder is writable");
+    assert_eq!(remembered(&folder, &args), hash);
+    // The blob's name is no SHA-256, as for files that git LFS does not keep.
+    let short = repository.join("blobs").join("0".repeat(40));
+    std::fs::copy(store.join(&other), &short).expect("the folder is writable");
+    std::fs::remove_file(&pointer).expect("it is there");
+    symlink(&short, &pointer).expect("the folder is writable");
+    assert_eq!(remembered(&folder, &args), hash);
 }
 
 /// By hand: `PYTHON=python3 cargo test --test cli -- --ignored python`, with a Python that has huggingface_hub.

@@ -1,5 +1,5 @@
 //! What the hub refuses, in one line that says what to do.
-use super::server::{COMMIT, Fault, Hub, TOKEN};
+use super::server::{COMMIT, Fault, Hub};
 use crate::support::Folder;
 
 /// `diffuse ddpm --model MODEL ARGS` fails in one line with these parts.
@@ -87,44 +87,6 @@ fn a_token_that_the_hub_does_not_know_is_named() {
         &[("HF_TOKEN", "hf_old")],
         &["does not accept your token", "settings/tokens"],
     );
-}
-
-#[test]
-fn the_token_goes_to_the_hub_and_not_to_where_it_sends_us() {
-    for from_file in [false, true] {
-        let (hub, folder) = (Hub::new(), Folder::new());
-        let mut command = hub.command(
-            &folder,
-            &[
-                "ddpm",
-                "--model",
-                "owner/gated",
-                "--steps",
-                "1",
-                "-o",
-                "a.png",
-            ],
-        );
-        if from_file {
-            std::fs::create_dir(folder.file(".hub")).expect("the folder is writable");
-            std::fs::write(folder.file(".hub/token"), format!("{TOKEN}\n"))
-                .expect("the folder is writable");
-        } else {
-            command.env("HF_TOKEN", TOKEN);
-        }
-        let output = command.output().expect("the program starts");
-        assert!(output.status.success(), "{output:?}");
-        let asked = hub.asked();
-        let with_token = format!(" token={TOKEN}");
-        for line in &asked {
-            assert_eq!(
-                line.ends_with(&with_token),
-                !line.contains("/cdn/"),
-                "{line}"
-            );
-        }
-        assert!(asked.iter().any(|line| line.contains("/cdn/")), "{asked:?}");
-    }
 }
 
 #[test]
