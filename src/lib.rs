@@ -23,6 +23,3 @@
 //!   - `allocator`: large blocks used again
 pub mod cli;
 pub mod engine;
-
-#[global_allocator]
-static ALLOCATOR: engine::allocator::KeepLarge = engine::allocator::KeepLarge;

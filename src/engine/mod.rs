@@ -1,5 +1,6 @@
 //! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
-pub mod allocator;
+#[cfg(all(target_os = "linux", not(system_allocator)))]
+mod allocator;
 pub mod animate;
 pub mod checkpoint;
 pub mod cost;

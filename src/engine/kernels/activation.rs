@@ -90,6 +90,8 @@ unsafe fn quick_gelu_v<S: Simd>(x: S::V) -> S::V {
 macro_rules! elementwise {
     ($(#[$meta:meta])* $name:ident, $inner:ident, $vector:ident) => {
         kernel! {
+            /// # Safety
+            /// x is valid for `len` numbers.
             fn $inner[S](x: *mut f32, len: usize) {
                 let mut i = 0;
                 while i + S::LANES <= len {
@@ -120,7 +122,7 @@ pub(super) mod paths {
         ($($name:ident $inner:ident),*) => {$(
             pub fn $name(isa: Isa, x: &mut [f32]) {
                 x.par_chunks_mut(CHUNK).for_each(|part| {
-                    // SAFETY: the part's own length; isa was detected.
+                    // SAFETY: the pointer and the length are the part's own.
                     unsafe { $inner(isa, part.as_mut_ptr(), part.len()) }
                 });
             }
@@ -136,16 +138,16 @@ pub fn geglu(x: &[f32], n: usize, y: &mut [f32]) {
 
 pub(super) fn geglu_rows(isa: Isa, x: &[f32], n: usize, y: &mut [f32]) {
     assert_eq!(x.len(), 2 * y.len(), "gate of twice the result");
-    if n == 0 {
+    if y.is_empty() {
         return;
     }
-    assert_eq!(y.len() % n, 0, "rows of {n}");
+    assert!(n > 0 && y.len().is_multiple_of(n), "rows of {n}");
     let rows = (CHUNK / n).max(1);
     y.par_chunks_mut(rows * n)
         .zip(x.par_chunks(rows * 2 * n))
         .for_each(|(y, x)| {
             for (y, x) in y.chunks_mut(n).zip(x.chunks(2 * n)) {
-                // SAFETY: x has 2 n numbers, y has n; isa was detected.
+                // SAFETY: y.len() is a multiple of n and x twice as long, so each row of x has 2 n numbers and of y n.
                 unsafe { gate(isa, x.as_ptr(), x.as_ptr().add(n), y.as_mut_ptr(), n) }
             }
         });
@@ -153,6 +155,9 @@ pub(super) fn geglu_rows(isa: Isa, x: &[f32], n: usize, y: &mut [f32]) {
 
 kernel! {
     /// y = a * gelu(g)
+    ///
+    /// # Safety
+    /// All three are valid for `len` numbers.
     pub(super) fn gate[S](a: *const f32, g: *const f32, y: *mut f32, len: usize) {
         let mut i = 0;
         while i < len {

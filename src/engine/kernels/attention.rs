@@ -10,13 +10,14 @@
 //! Measured (Zen 4, AVX-512, 2 threads) against lanes over keys and over the head's numbers: 229 for 260 ms at 2 x 8 heads of
 //! 4096 x 4096 x 40, but 4.2 for 3.8 ms at 256 x 256 x 160.
 use super::gemm::{MOST_ROWS, tile};
+use super::length;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Isa, Simd, exp2, kernel};
 use rayon::prelude::*;
 
 /// Panels of queries, two vectors wide, that a task takes through the keys together.
 const PANELS: usize = 3;
-/// Keys of a block: their scores with a panel, at most 16 kB, stay in the first-level cache.
+/// Keys of a block: their scores with a panel, 16 kB with vectors of 8 numbers and 32 kB with 16, fit the first-level cache.
 const KEYS: usize = 256;
 /// Numbers of a cache line; divides KEYS.
 const LINE: usize = 16;
@@ -29,7 +30,7 @@ pub struct AttentionShape {
     pub lk: usize,
     /// Numbers of a head.
     pub d: usize,
-    /// Query i sees keys up to i + lk - lq only.
+    /// Query i sees keys up to i + lk - lq only; there are at least as many keys as queries, so that each sees one.
     pub causal: bool,
 }
 
@@ -60,13 +61,14 @@ pub(super) fn attention_for(
         lq,
         lk,
         d,
-        ..
+        causal,
     } = shape;
-    assert_eq!(q.len(), b * lq * heads * d, "queries of {shape:?}");
-    assert_eq!(k.len(), b * lk * heads * d, "keys of {shape:?}");
+    assert_eq!(q.len(), length(&[b, lq, heads, d]), "queries of {shape:?}");
+    assert_eq!(k.len(), length(&[b, lk, heads, d]), "keys of {shape:?}");
     assert_eq!(v.len(), k.len(), "values like keys");
     assert_eq!(y.len(), q.len(), "result like queries");
     assert!(lk > 0 || y.is_empty(), "attention needs a key");
+    assert!(!causal || lk >= lq, "a query without a key: {shape:?}");
     if y.is_empty() {
         return;
     }
@@ -74,7 +76,7 @@ pub(super) fn attention_for(
     let blocks = lk.div_ceil(KEYS);
     // keys `[key][d]`, then values `[block][d][key]`
     let (k_len, v_len) = (lk * d, blocks * KEYS * d);
-    let mut packed = Scratch::take(b * heads * (k_len + v_len));
+    let mut packed = Scratch::take(length(&[b, heads, k_len + v_len]));
     packed
         .par_chunks_mut(k_len + v_len)
         .enumerate()
@@ -113,8 +115,8 @@ pub(super) fn attention_for(
                 first,
                 rows: queries_of_task.min(lq - first),
             };
-            // SAFETY: q[from..] holds the task's rows at a stride of heads * d, y alike, and this task alone writes those rows of this
-            // head; packed and scratch have the lengths computed above.
+            // SAFETY: q and y were checked above: from `from` on they hold the task's rows, heads * d apart, and this task alone has
+            // those rows of this head. packed and scratch are of the lengths that `queries` asks for.
             unsafe {
                 let keys = packed.as_ptr();
                 let y = out.pointer().add(from);
@@ -141,6 +143,12 @@ struct Job {
 }
 
 kernel! {
+    /// A task: its queries through all the keys of their head.
+    ///
+    /// # Safety
+    /// q and y are valid for `job.rows`, at least one, of d numbers, heads * d apart, and nobody else uses those of y; `keys` for (lk, d),
+    /// `values` for whole blocks (d, KEYS) of which the numbers of the first lk keys are used, `scratch` for
+    /// width * (PANELS * (2 d + MOST_ROWS + 2) + KEYS + MOST_ROWS), where rows <= PANELS * width.
     fn queries[S](job: &Job, q: *const f32, keys: *const f32, values: *const f32, scratch: *mut f32, y: *mut f32) {
         let AttentionShape { heads, lq, lk, d, causal, .. } = job.shape;
         let width = 2 * S::LANES;
@@ -203,6 +211,9 @@ kernel! {
 }
 
 /// Turns scores (len, width) into weights 2^(score - largest). Gives the factors that bring what was summed before to the new largest.
+///
+/// # Safety
+/// `scores` is valid for len * width numbers, `largest` and `totals` for width; and as for [`Simd`].
 #[inline(always)]
 unsafe fn soften<S: Simd>(
     scores: *mut f32,
@@ -253,7 +264,8 @@ unsafe fn soften<S: Simd>(
 /// it times the factors.
 ///
 /// # Safety
-/// `to` has room for MOST_ROWS more rows, and as for [`Simd`].
+/// `a` is valid for `count` rows of `len` numbers `stride` apart, `w` for len * width, `to` for count + MOST_ROWS rows of width; and
+/// as for [`Simd`].
 #[inline(always)]
 unsafe fn products<S: Simd>(
     a: *const f32,
@@ -285,6 +297,9 @@ unsafe fn products<S: Simd>(
 }
 
 /// R rows of [`products`], of which `left` are there; the others repeat the last and land in the room behind.
+///
+/// # Safety
+/// As for [`products`]; left > 0.
 #[inline(always)]
 unsafe fn product<S: Simd, const R: usize>(
     a: *const f32,

@@ -6,13 +6,15 @@ use super::simd::{Isa, kernel};
 pub fn multiply_adds(rounds: usize) -> usize {
     let isa = Isa::best();
     let mut out = [0f32; 16];
-    // SAFETY: out holds a vector of every instruction set, and this one was detected.
+    // SAFETY: out holds a vector of every instruction set.
     unsafe { chains(isa, rounds, out.as_mut_ptr()) };
     std::hint::black_box(out);
     rounds * 16 * isa.lanes() * 2
 }
 
 kernel! {
+    /// # Safety
+    /// `out` is valid for a vector.
     fn chains[S](rounds: usize, out: *mut f32) {
         let mut sums = [S::splat(1.0); 16];
         let (a, b) = (S::splat(std::hint::black_box(0.5)), S::splat(std::hint::black_box(0.25)));

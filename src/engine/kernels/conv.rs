@@ -2,11 +2,13 @@
 //!
 //! The weights are packed once in an order both ways of computing can read, and the way is chosen by the size of ONE
 //! image, never by the batch: image k of a batch is bit for bit the image alone.
-//! - 3x3, stride 1: Winograd's F(4x4, 3x3) (`conv_winograd`), a quarter of the multiplications
-//! - all others: a direct product whose rows are the taps' pixels where they lie (`gemm`), nothing copied
+//! - 3x3 with stride 1, from 16 input channels and 4x4 pixels on: Winograd's F(4x4, 3x3) (`conv_winograd`), a quarter of the
+//!   multiplications
+//! - all others: a direct product whose rows are the taps' pixels where they lie (`gemm`), copied together a block at a time
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
 use super::input::{Lines, Parts};
+use super::length;
 use super::packed::{Panels, Weights};
 use super::simd::Isa;
 
@@ -127,9 +129,12 @@ impl PackedConv2d {
             .expect("callers ask output_size first");
         let n = self.shape.out_channels;
         assert_eq!(x.channels(), self.shape.in_channels, "input channels");
-        x.check(b * h * w);
-        let m = b * oh * ow;
-        assert_eq!(y.len(), m * n, "result of {m} x {n}");
+        x.check(length(&[b, h, w]));
+        let m = length(&[b, oh, ow]);
+        assert_eq!(y.len(), length(&[m, n]), "result of {m} x {n}");
+        if y.is_empty() {
+            return;
+        }
         let finish = Finish::new(&epilogue, self.bias.as_deref(), m, n);
         let call = Call {
             parts: x,
@@ -153,7 +158,7 @@ impl PackedConv2d {
         shape.kernel == (3, 3) && shape.stride == 1 && shape.in_channels >= 16 && oh >= 4 && ow >= 4
     }
 
-    pub(super) fn direct(&self, call: &Call<'_>, finish: Finish, y: &mut [f32]) {
+    pub(super) fn direct(&self, call: &Call<'_>, finish: Finish<'_>, y: &mut [f32]) {
         let shape = &self.shape;
         let (oh, ow) = call.result;
         let (kh, kw) = shape.kernel;
@@ -175,7 +180,8 @@ impl PackedConv2d {
             call.pixel(part, image, iy, ix)
                 .unwrap_or(self.zeros.as_ptr())
         };
-        // SAFETY: each address is of `channels` numbers in x or of the zeros, which are as many as all channels.
+        // SAFETY: an address is that of a pixel, a checked slice of its part's channels as the segment is, or of the zeros, which
+        // are as many as all channels; finish was made for m and n.
         unsafe { product.run(address, y) };
     }
 }

@@ -83,7 +83,7 @@ impl Plan {
 }
 
 impl PackedConv2d {
-    pub(super) fn winograd(&self, call: &Call<'_>, finish: Finish, y: &mut [f32]) {
+    pub(super) fn winograd(&self, call: &Call<'_>, finish: Finish<'_>, y: &mut [f32]) {
         let (b, (oh, ow)) = (call.size.0, call.result);
         let (isa, panels, c) = (self.panels.isa, &self.panels, self.shape.in_channels);
         let tiles = (oh.div_ceil(4), ow.div_ceil(4));
@@ -119,7 +119,8 @@ impl PackedConv2d {
                     for part in 0..call.parts.count() {
                         let channels = call.parts.channels[part];
                         let pixels = self.pixels(plan, plan.first + index, call, part);
-                        // SAFETY: each pixel is of `channels` numbers; this task alone writes this tile's rows of the 36 matrices.
+                        // SAFETY: each pixel is of `channels` numbers. A matrix has `step` numbers, at least group * c, and index < group: this
+                        // row of the 36, whose channels from offset on are the part's, is there, and this task's alone.
                         unsafe {
                             let to = v.pointer().add(index * c + offset);
                             transform_input(isa, &pixels, channels, plan.step, to)
@@ -141,8 +142,9 @@ impl PackedConv2d {
                     for run in runs * share / shares..runs * (share + 1) / shares {
                         let from = run * cut.tiles;
                         let tiles = from..plan.count.min(from + cut.tiles);
-                        // SAFETY: the input was written by the tasks before, and this task alone writes these tiles' pixels of
-                        // these channels.
+                        // SAFETY: v is the group's input, which the tasks before have written and nobody writes now. The tiles are
+                        // below count, and this task alone writes their pixels in this panel's channels of y, whose length
+                        // `run_enlarged` checked.
                         unsafe {
                             let input = v.pointer().cast_const();
                             weights.multiply_and_write(plan, input, tiles, &finish, y.pointer())
@@ -152,7 +154,7 @@ impl PackedConv2d {
         }
     }
 
-    /// Where a tile's 6x6 pixels lie; those beside the map are zeros.
+    /// Where a tile's 6x6 pixels lie, each as many numbers as the part has channels; those beside the map are zeros.
     fn pixels(&self, plan: &Plan, tile: usize, call: &Call<'_>, part: usize) -> [*const f32; 36] {
         let (image, ty, tx) = plan.place(tile);
         let mut pixels = [self.zeros.as_ptr(); 36];
@@ -199,7 +201,8 @@ impl<'a> Transformed<'a> {
     }
 
     /// # Safety
-    /// `v` holds the group's transformed input, and no other task writes these tiles of y in this panel's channels.
+    /// `v` holds the group's transformed input, `tiles`, at most `cut.tiles`, lie below `plan.count`, y is (b, oh, ow, n), `finish` is
+    /// for it, and nobody else uses these tiles of y in this panel's channels.
     unsafe fn multiply_and_write(
         &mut self,
         plan: &Plan,
@@ -214,19 +217,16 @@ impl<'a> Transformed<'a> {
         for from in (0..c).step_by(self.block) {
             let len = self.block.min(c - from);
             if !self.ready {
-                let mut taps = [std::ptr::null(); 9];
-                for (tap, at) in taps.iter_mut().enumerate() {
-                    let room = if self.buffer.is_empty() {
-                        0
-                    } else {
-                        tap * len * width
-                    };
-                    let buffer = &mut self.buffer[room..];
-                    *at = self.panels.rows(self.panel, tap * c + from, len, buffer);
+                let mut taps: [&[f32]; 9] = [&[]; 9];
+                let mut buffer = &mut self.buffer[..];
+                for (tap, rows) in taps.iter_mut().enumerate() {
+                    let (own, rest) = buffer.split_at_mut(self.panels.buffer_len(len));
+                    *rows = self.panels.rows(self.panel, tap * c + from, len, own);
+                    buffer = rest;
                 }
                 transform_weights(
                     isa,
-                    &taps,
+                    &taps.map(<[f32]>::as_ptr),
                     len * width,
                     self.weights_step,
                     weights.as_mut_ptr(),
@@ -253,6 +253,9 @@ impl<'a> Transformed<'a> {
 }
 
 /// B^T d
+///
+/// # Safety
+/// As for [`Simd`].
 #[inline(always)]
 unsafe fn input_line<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
     let (minus_a2, minus_b2) = (S::splat(-A2), S::splat(-B2));
@@ -273,6 +276,9 @@ unsafe fn input_line<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
 }
 
 /// A^T m
+///
+/// # Safety
+/// As for [`Simd`].
 #[inline(always)]
 unsafe fn output_line<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
     let (a_sum, a_difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
@@ -293,6 +299,9 @@ unsafe fn output_line<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
 }
 
 /// G g
+///
+/// # Safety
+/// As for [`Simd`].
 #[inline(always)]
 unsafe fn weight_line<S: Simd>(g: [S::V; 3]) -> [S::V; 6] {
     // 1 / (2 a^2 (a^2 - b^2)) (1, +-a, a^2) and 1 / (2 b^2 (b^2 - a^2)) (1, +-b, b^2)
@@ -312,6 +321,10 @@ unsafe fn weight_line<S: Simd>(g: [S::V; 3]) -> [S::V; 6] {
 }
 
 kernel! {
+    /// B^T d B of one tile, to the 36 matrices `step` apart.
+    ///
+    /// # Safety
+    /// Every pixel is valid for `channels` numbers, and so is `to` at each of the 36 steps.
     fn transform_input[S](pixels: &[*const f32; 36], channels: usize, step: usize, to: *mut f32) {
         let mut c = 0;
         while c < channels {
@@ -340,6 +353,10 @@ kernel! {
 }
 
 kernel! {
+    /// G g G^T of some rows of a panel, to the 36 matrices `step` apart.
+    ///
+    /// # Safety
+    /// Every tap is valid for `len` numbers, a multiple of the lanes, and so is `to` at each of the 36 steps.
     fn transform_weights[S](taps: &[*const f32; 9], len: usize, step: usize, to: *mut f32) {
         for i in (0..len).step_by(S::LANES) {
             let mut columns = [[S::splat(0.0); 6]; 3];
@@ -361,7 +378,11 @@ kernel! {
 }
 
 kernel! {
-    /// The 36 products of some tiles with a block of `len` channels of a panel.
+    /// The 36 products of some tiles with a block of `len` channels of a panel: begun, or added to the sums.
+    ///
+    /// # Safety
+    /// At each of its 36 steps `v` is valid for `tiles` rows of `len` numbers `plan.channels` apart, `weights` for len panel rows and
+    /// `sums` for tiles panel rows.
     #[allow(clippy::too_many_arguments)] // three stacks of matrices and their strides
     fn multiply[S](
         plan: &Plan,
@@ -401,6 +422,10 @@ kernel! {
     }
 }
 
+/// R rows of one of the 36 products.
+///
+/// # Safety
+/// `v` is valid for R rows of `len` numbers `stride` apart, `w` for len panel rows and `to` for R; and as for [`Simd`].
 #[inline(always)]
 unsafe fn product<S: Simd, const R: usize>(
     v: *const f32,
@@ -431,6 +456,10 @@ unsafe fn product<S: Simd, const R: usize>(
 
 kernel! {
     /// A^T m A of some tiles for a panel's channels, finished and written.
+    ///
+    /// # Safety
+    /// `sums` is valid for `tiles.len()` panel rows at each of its 36 steps; the tiles lie below `plan.count`, y is (b, oh, ow, n),
+    /// `finish` is for it, and nobody else uses these tiles of y in the channels from `column` on.
     #[allow(clippy::too_many_arguments)] // as above
     fn write_tiles[S](
         plan: &Plan,

@@ -1,6 +1,7 @@
 //! What is done to a product or convolution on its way to memory, in this order:
 //! y = silu?((product + bias + shift + residual) * scale).
 use super::activation::silu_v;
+use super::length;
 use super::simd::Simd;
 
 /// Work folded into the write of a result (m, n).
@@ -58,7 +59,7 @@ impl<'a> Epilogue<'a> {
     /// If a slice has not the length the result asks for.
     pub(super) fn check(&self, m: usize, n: usize) {
         if let Some(residual) = self.residual {
-            assert_eq!(residual.len(), m * n, "residual of {m} x {n}");
+            assert_eq!(residual.len(), length(&[m, n]), "residual of {m} x {n}");
         }
         if let Some(shift) = self.shift {
             let images = shift.len() / n.max(1);
@@ -71,34 +72,34 @@ impl<'a> Epilogue<'a> {
     }
 }
 
-/// The epilogue in the form the inner loops use.
+/// The epilogue and the layer's bias, checked against a result (m, n), in the form the inner loops use.
 #[derive(Clone, Copy)]
-pub(super) struct Finish {
+pub(super) struct Finish<'a> {
     n: usize,
     rows_per_image: usize,
-    bias: *const f32,
-    shift: *const f32,
-    residual: *const f32,
+    /// (n)
+    bias: Option<&'a [f32]>,
+    /// (m / rows_per_image, n)
+    shift: Option<&'a [f32]>,
+    /// (m, n)
+    residual: Option<&'a [f32]>,
     scale: f32,
     silu: bool,
 }
 
-// SAFETY: the pointers come from shared slices that outlive the call they are used in, and are only read.
-unsafe impl Send for Finish {}
-// SAFETY: as above.
-unsafe impl Sync for Finish {}
-
-impl Finish {
-    pub fn new(epilogue: &Epilogue<'_>, bias: Option<&[f32]>, m: usize, n: usize) -> Self {
+impl<'a> Finish<'a> {
+    /// # Panics
+    /// If a slice has not the length the result asks for.
+    pub fn new(epilogue: &Epilogue<'a>, bias: Option<&'a [f32]>, m: usize, n: usize) -> Self {
         epilogue.check(m, n);
+        assert!(bias.is_none_or(|bias| bias.len() == n), "bias of {n}");
         let images = epilogue.shift.map_or(1, |shift| shift.len() / n.max(1));
-        let pointer = |slice: Option<&[f32]>| slice.map_or(std::ptr::null(), <[f32]>::as_ptr);
         Finish {
             n,
             rows_per_image: (m / images).max(1),
-            bias: pointer(bias),
-            shift: pointer(epilogue.shift),
-            residual: pointer(epilogue.residual),
+            bias,
+            shift: epilogue.shift,
+            residual: epilogue.residual,
             scale: epilogue.scale,
             silu: epilogue.activation == Some(Activation::Silu),
         }
@@ -107,7 +108,7 @@ impl Finish {
     /// The value to write at (row, column ..), of which `len` columns exist.
     ///
     /// # Safety
-    /// row < m, column + min(len, LANES) <= n.
+    /// row < m, column + min(len, LANES) <= n; and as for [`Simd`].
     #[inline(always)]
     pub unsafe fn apply<S: Simd>(
         &self,
@@ -116,21 +117,16 @@ impl Finish {
         column: usize,
         len: usize,
     ) -> S::V {
-        if !self.bias.is_null() {
-            v = S::add(v, S::load_up_to(self.bias.add(column), len));
+        if let Some(bias) = self.bias {
+            v = S::add(v, S::load_up_to(bias.as_ptr().add(column), len));
         }
-        if !self.shift.is_null() {
-            let image = row / self.rows_per_image;
-            v = S::add(
-                v,
-                S::load_up_to(self.shift.add(image * self.n + column), len),
-            );
+        if let Some(shift) = self.shift {
+            let at = row / self.rows_per_image * self.n + column;
+            v = S::add(v, S::load_up_to(shift.as_ptr().add(at), len));
         }
-        if !self.residual.is_null() {
-            v = S::add(
-                v,
-                S::load_up_to(self.residual.add(row * self.n + column), len),
-            );
+        if let Some(residual) = self.residual {
+            let at = row * self.n + column;
+            v = S::add(v, S::load_up_to(residual.as_ptr().add(at), len));
         }
         if self.scale != 1.0 {
             v = S::mul(v, S::splat(self.scale));

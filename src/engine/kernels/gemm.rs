@@ -2,12 +2,13 @@
 //!
 //! The rows of A need not lie in memory as a matrix: each is a list of segments given by pointers, so that a
 //! convolution is the same loop with one segment for each tap, and two maps joined on channels are two segments. A task
-//! copies its rows of one block of k side by side: an im2col of 100 kB at a time, and rows a multiple of 4 kB apart,
+//! copies its rows of one block of k side by side: an im2col of 120 kB at a time, and rows a multiple of 4 kB apart,
 //! which would all fall into one set of the first-level cache, do not.
 //!
 //! The sum over k is in blocks of at most [`K_BLOCK`], each summed in registers in order and then added to y, so a
 //! result depends on nothing but its own row and column: not on the batch, the number of threads or its place in a tile.
 use super::epilogue::Finish;
+use super::length;
 use super::packed::Panels;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Simd, kernel};
@@ -99,17 +100,23 @@ pub(super) struct Product<'a> {
     /// Lengths of the segments that make a row of A; their sum is k.
     pub segments: &'a [usize],
     pub m: usize,
-    pub finish: Finish,
+    /// For a result (m, panels.n).
+    pub finish: Finish<'a>,
 }
 
 impl Product<'_> {
     /// `address(row, segment)` is where that segment of that row of A lies.
     ///
     /// # Safety
-    /// Every address is valid for its segment's length while this runs.
+    /// Every address of a row below m is valid for its segment's length while this runs, and `finish` is for a result (m, n).
     pub unsafe fn run(&self, address: impl Fn(usize, usize) -> *const f32 + Sync, y: &mut [f32]) {
         let (panels, m) = (self.panels, self.m);
-        assert_eq!(y.len(), m * panels.n, "result of {m} x {}", panels.n);
+        assert_eq!(
+            y.len(),
+            length(&[m, panels.n]),
+            "result of {m} x {}",
+            panels.n
+        );
         assert_eq!(
             self.segments.iter().sum::<usize>(),
             panels.k,
@@ -144,8 +151,8 @@ impl Product<'_> {
                     for i in 0..rows {
                         let mut to = lines[i * LINE..].as_mut_ptr();
                         for piece in &block.pieces {
-                            // SAFETY: the address is valid for the segment by this function's contract; a line holds K_BLOCK
-                            // numbers, and the pieces of a block are no more.
+                            // SAFETY: first + i < m, so the address is valid for the segment by this function's contract, and the piece lies
+                            // in it; the line, this task's own, holds K_BLOCK numbers, and the pieces of a block are no more.
                             unsafe {
                                 let from = address(first + i, piece.segment).add(piece.offset);
                                 to.copy_from_nonoverlapping(from, piece.len);
@@ -163,15 +170,15 @@ impl Product<'_> {
                             begins: index == 0,
                             ends: index + 1 == blocks.len(),
                         };
-                        // SAFETY: the lines hold the block's rows and room for a tile that runs past them, w holds the block; the
-                        // rows and columns of y written belong to this task alone.
+                        // SAFETY: the lines hold M_BLOCK rows and MOST_ROWS more, w the block's; y was checked to be (m, n) above, these
+                        // rows are below m, and no other task has these rows in this panel's columns.
                         unsafe {
                             column_of_tiles(
                                 panels.isa,
                                 &stage,
                                 lines.as_ptr(),
                                 block.len,
-                                w,
+                                w.as_ptr(),
                                 y.pointer(),
                                 &self.finish,
                             )
@@ -194,6 +201,10 @@ struct Stage {
 
 kernel! {
     /// All the tiles of a panel in a task's rows, for one block of k.
+    ///
+    /// # Safety
+    /// `lines` is valid for `stage.rows + MOST_ROWS` rows of LINE numbers, of which `len` are used, and `w` for len panel rows;
+    /// y is (m, stage.n) with first + rows <= m, nobody else uses these rows in this panel's columns, and `finish` is for (m, n).
     fn column_of_tiles[S](
         stage: &Stage,
         lines: *const f32,
@@ -224,6 +235,9 @@ kernel! {
 }
 
 /// R rows from the block's row `i` on. Those past the last are computed from what lies in the lines and not written.
+///
+/// # Safety
+/// `lines` is row i; otherwise as for [`column_of_tiles`], and as for [`Simd`].
 #[inline(always)]
 unsafe fn one_tile<S: Simd, const R: usize>(
     stage: &Stage,

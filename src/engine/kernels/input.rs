@@ -1,5 +1,7 @@
 //! What a kernel reads, where it need not be one map in memory: two maps side by side, and a map enlarged.
 
+use super::length;
+
 /// A map (b, h, w, c) of which the first channels lie in one place and the rest, if any, in another.
 #[derive(Clone, Copy)]
 pub struct Parts<'a> {
@@ -21,7 +23,10 @@ impl<'a> Parts<'a> {
     }
 
     pub fn channels(&self) -> usize {
-        self.channels[0] + self.channels[1]
+        let [first, rest] = self.channels;
+        first
+            .checked_add(rest)
+            .expect("channels that can be counted")
     }
 
     /// How many of the two are there.
@@ -33,7 +38,11 @@ impl<'a> Parts<'a> {
     /// If a part has not the length that its channels and the number of pixels ask for.
     pub(super) fn check(&self, pixels: usize) {
         for (x, c) in self.x.iter().zip(self.channels) {
-            assert_eq!(x.len(), pixels * c, "a map of {pixels} pixels x {c}");
+            assert_eq!(
+                x.len(),
+                length(&[pixels, c]),
+                "a map of {pixels} pixels x {c}"
+            );
         }
     }
 }

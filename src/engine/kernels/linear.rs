@@ -2,6 +2,7 @@
 use super::activation::geglu_rows;
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
+use super::length;
 use super::packed::{Panels, Weights};
 use super::scratch::Scratch;
 use super::simd::Isa;
@@ -43,7 +44,7 @@ impl PackedLinear {
     /// x (m, k) to y (m, n).
     pub fn run(&self, x: &[f32], m: usize, epilogue: Epilogue<'_>, y: &mut [f32]) {
         let k = self.panels.k;
-        assert_eq!(x.len(), m * k, "input of {m} x {k}");
+        assert_eq!(x.len(), length(&[m, k]), "input of {m} x {k}");
         let finish = Finish::new(&epilogue, self.bias.as_deref(), m, self.panels.n);
         let product = Product {
             panels: &self.panels,
@@ -51,7 +52,7 @@ impl PackedLinear {
             m,
             finish,
         };
-        // SAFETY: row < m, so each row of x holds k numbers.
+        // SAFETY: x was checked to be m rows of k numbers, the only segment, and finish was made for m and n.
         unsafe { product.run(|row, _| x[row * k..].as_ptr(), y) };
     }
 
@@ -59,8 +60,8 @@ impl PackedLinear {
     pub fn run_geglu(&self, x: &[f32], m: usize, y: &mut [f32]) {
         let (n, k) = (self.panels.n, self.panels.k);
         assert!(n % 2 == 0 && n > 0, "{n} columns in two halves");
-        assert_eq!(x.len(), m * k, "input of {m} x {k}");
-        assert_eq!(y.len(), m * n / 2, "result of {m} x {}", n / 2);
+        assert_eq!(x.len(), length(&[m, k]), "input of {m} x {k}");
+        assert_eq!(y.len(), length(&[m, n / 2]), "result of {m} x {}", n / 2);
         // As many rows as leave both halves in the last-level cache until they are joined: 8 MB.
         let rows = ((2 << 20) / n).next_multiple_of(96).min(m).max(1);
         let mut both = Scratch::take(rows * n);

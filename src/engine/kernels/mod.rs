@@ -11,12 +11,12 @@
 //! - below them: `gemm` (the product), `packed` (weights), `input` (what need not be one map), `epilogue` (what is folded into the
 //!   writes), `simd`, `scratch`
 //!
-//! Every fast function has its definition beside it (`.._naive`), and `tests` compares them on awkward sizes for every
-//! instruction set of the machine. Lengths that do not fit are a programmer's mistake and panic.
+//! Every layer has its definition beside it (`.._naive`), and `tests` compares them, and activations with theirs, on awkward sizes
+//! for every instruction set of the machine. Lengths that do not fit are a programmer's mistake and panic.
 //!
-//! All `unsafe` here rests on two facts: an [`simd::Isa`] in hand was detected, and slices were checked against the shape
-//! at the entrance. The inner functions are unsafe as a whole, with their contract in their doc, so blocks inside
-//! them would say nothing more.
+//! All `unsafe` here rests on two facts: an [`simd::Isa`] is made only of what was detected, and slices were checked against the
+//! shape at the entrance, in release builds too. The inner functions are unsafe as a whole, with their contract in their
+//! doc, so blocks inside them would say nothing more.
 #![allow(unsafe_op_in_unsafe_fn)]
 // Index loops over fixed small arrays unroll into registers; iterator chains over several of them at once read worse.
 #![allow(clippy::needless_range_loop)]
@@ -47,6 +47,17 @@ pub use linear::PackedLinear;
 pub use norm::{GroupNormShape, group_norm, layer_norm};
 pub use packed::Weights;
 pub use scratch::unwritten;
+
+/// The length that a slice of these sizes has.
+///
+/// # Panics
+/// If no number says it. Wrapped around, it might be the length of a slice far shorter than the loops that run over it.
+fn length(sizes: &[usize]) -> usize {
+    let product = sizes
+        .iter()
+        .try_fold(1usize, |n, &size| n.checked_mul(size));
+    product.unwrap_or_else(|| panic!("no slice is as long as {sizes:?}"))
+}
 
 /// The instruction set that the kernels use here, as in "Avx2".
 pub fn instruction_set() -> String {

@@ -6,6 +6,7 @@
 //! whatever the number of threads.
 use super::activation::silu_v;
 use super::input::Parts;
+use super::length;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Isa, Simd, kernel};
 use rayon::prelude::*;
@@ -53,8 +54,12 @@ pub(super) fn group_norm_for(
         groups,
     } = shape;
     assert_eq!(x.channels(), c, "input of {b} x {pixels} x {c}");
-    x.check(b * pixels);
-    assert_eq!(y.len(), b * pixels * c, "result of {b} x {pixels} x {c}");
+    x.check(length(&[b, pixels]));
+    assert_eq!(
+        y.len(),
+        length(&[b, pixels, c]),
+        "result of {b} x {pixels} x {c}"
+    );
     assert!(
         groups > 0 && c % groups == 0,
         "{c} channels in {groups} groups"
@@ -87,7 +92,8 @@ pub(super) fn group_norm_for(
             }) {
                 let (values, channels, at) = part(i, task / tasks);
                 let rows = BLOCK.min(pixels - from);
-                // SAFETY: rows pixels of so many channels from `from` on lie in the part; block holds 2 c.
+                // SAFETY: from < pixels, so rows pixels of so many channels lie in the part from there on, and one at its start; block
+                // holds 2 c numbers, and c is no less than the part's channels.
                 unsafe {
                     channel_sums(
                         isa,
@@ -148,7 +154,9 @@ pub(super) fn group_norm_for(
         for i in 0..x.count() {
             let (values, channels, at) = part(i, image);
             let values = &values[first * channels..][..rows * channels];
-            // SAFETY: this task alone writes these rows of y, which are c long, of which these channels begin at `at`.
+            // SAFETY: values is a checked slice of rows * channels. y was checked to be (b, pixels, c): these rows of it, whose
+            // channels from `at` on are the part's, are there, and this task's alone. factors is (2, c), so that the
+            // channels from `at` on and those c further are there.
             unsafe {
                 let y = out.pointer().add((image * pixels + first) * c + at);
                 let scale = factors[at..].as_ptr();
@@ -160,6 +168,9 @@ pub(super) fn group_norm_for(
 
 kernel! {
     /// For each channel the sum of (x - shift) and of its square over the rows.
+    ///
+    /// # Safety
+    /// x is valid for rows * c numbers, `shift` for c, `sums` for 2 c.
     fn channel_sums[S](x: *const f32, rows: usize, c: usize, shift: *const f32, sums: *mut f32) {
         let mut i = 0;
         while i < c {
@@ -176,6 +187,11 @@ kernel! {
     }
 }
 
+/// `len` columns of [`channel_sums`], in C vectors.
+///
+/// # Safety
+/// x is valid for `len` numbers of each row, c apart, `shift` for len, `sums` for len and as many c further; all vectors but the last are
+/// full; and as for [`Simd`].
 #[inline(always)]
 unsafe fn sum_columns<S: Simd, const C: usize>(
     x: *const f32,
@@ -208,6 +224,9 @@ unsafe fn sum_columns<S: Simd, const C: usize>(
 
 kernel! {
     /// x (rows, c) times the first c factors plus those `stride` on, to rows of y `stride` apart.
+    ///
+    /// # Safety
+    /// x is valid for rows * c numbers, `factors` for c and as many `stride` further, y for c of each row; nobody else uses those of y.
     #[allow(clippy::too_many_arguments)] // two matrices and what is done between them
     fn apply[S](
         x: *const f32,
@@ -259,7 +278,8 @@ pub(super) fn layer_norm_for(
         .zip(x.par_chunks(rows * c))
         .for_each(|(y, x)| {
             for (y, x) in y.chunks_mut(c).zip(x.chunks(c)) {
-                // SAFETY: each slice has c numbers; isa was detected.
+                // SAFETY: x.len() and y.len() are the same multiple of c, so each row has c numbers; gamma's length is c, and beta's was
+                // checked.
                 unsafe {
                     layer_norm_row(
                         isa,
@@ -276,6 +296,8 @@ pub(super) fn layer_norm_for(
 }
 
 kernel! {
+    /// # Safety
+    /// All four are valid for c numbers.
     fn layer_norm_row[S](x: *const f32, c: usize, gamma: *const f32, beta: *const f32, eps: f32, y: *mut f32) {
         let mean = sum_of::<S, _>(c, |i, left| S::load_up_to(x.add(i), left)) / c as f32;
         let center = S::splat(mean);
@@ -304,7 +326,11 @@ kernel! {
     }
 }
 
-/// The sum of `at(i, numbers left)` over a row, in four chains.
+/// The sum of `at(i, numbers left)` over a row of c numbers, in four chains.
+///
+/// # Safety
+/// As for [`Simd`]. `at` is called with i < c, and with what is left from there on or, where that is more than a vector, any
+/// number that is.
 #[inline(always)]
 unsafe fn sum_of<S: Simd, F: Fn(usize, usize) -> S::V>(c: usize, at: F) -> f32 {
     let mut chains = [S::splat(0.0); 4];

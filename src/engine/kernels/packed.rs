@@ -2,6 +2,7 @@
 //!
 //! A matrix (n, k) becomes panels of `width` columns: `[n / width][k][width]`, the last panel filled up with zeros.
 //! 16-bit weights stay 16-bit and are widened panel by panel in the cache.
+use super::length;
 use super::scratch::unwritten;
 use super::simd::{Isa, kernel};
 use bytemuck::Pod;
@@ -49,7 +50,7 @@ impl Panels {
     /// From (n, channels, taps), as torch keeps a convolution's weights, to k ordered by tap and then by channel. A linear layer's have
     /// one tap.
     pub fn pack(isa: Isa, weights: Weights<'_>, n: usize, k: usize, taps: usize) -> Self {
-        assert_eq!(weights.len(), n * k, "weights of {n} x {k}");
+        assert_eq!(weights.len(), length(&[n, k]), "weights of {n} x {k}");
         let width = 2 * isa.lanes();
         let shape = (n, k / taps, taps);
         let storage = match weights {
@@ -70,7 +71,7 @@ impl Panels {
         self.n.div_ceil(self.width)
     }
 
-    /// Are 16-bit weights to be widened? Then [`Panels::rows`] needs a buffer.
+    /// Numbers of the buffer that [`Panels::rows`] needs for so many rows: none where the weights are f32.
     pub fn buffer_len(&self, rows: usize) -> usize {
         match self.storage {
             Storage::F32(_) => 0,
@@ -78,41 +79,37 @@ impl Panels {
         }
     }
 
-    /// Rows `k..k + rows` of a panel as f32: in place, or widened into the buffer.
-    pub fn rows(&self, panel: usize, k: usize, rows: usize, buffer: &mut [f32]) -> *const f32 {
+    /// Rows `k..k + rows` of a panel as f32, `rows * width` numbers: in place, or widened into the buffer.
+    pub fn rows<'a>(
+        &'a self,
+        panel: usize,
+        k: usize,
+        rows: usize,
+        buffer: &'a mut [f32],
+    ) -> &'a [f32] {
         let from = (panel * self.k + k) * self.width;
         let len = rows * self.width;
         match &self.storage {
-            Storage::F32(w) => w[from..from + len].as_ptr(),
+            Storage::F32(w) => &w[from..][..len],
             Storage::F16(w) => {
-                // SAFETY: both slices hold len numbers, len is a multiple of the lanes, and isa was detected.
-                unsafe {
-                    widen_f16(
-                        self.isa,
-                        w[from..from + len].as_ptr(),
-                        buffer[..len].as_mut_ptr(),
-                        len,
-                    )
-                };
-                buffer.as_ptr()
+                let (w, to) = (&w[from..][..len], &mut buffer[..len]);
+                // SAFETY: both slices hold len numbers, which are whole panel rows of two vectors each.
+                unsafe { widen_f16(self.isa, w.as_ptr(), to.as_mut_ptr(), len) };
+                to
             }
             Storage::BF16(w) => {
+                let (w, to) = (&w[from..][..len], &mut buffer[..len]);
                 // SAFETY: as above.
-                unsafe {
-                    widen_bf16(
-                        self.isa,
-                        w[from..from + len].as_ptr(),
-                        buffer[..len].as_mut_ptr(),
-                        len,
-                    )
-                };
-                buffer.as_ptr()
+                unsafe { widen_bf16(self.isa, w.as_ptr(), to.as_mut_ptr(), len) };
+                to
             }
         }
     }
 }
 
 kernel! {
+    /// # Safety
+    /// `w` and `to` are valid for `len` numbers, a multiple of the lanes.
     fn widen_f16[S](w: *const u16, to: *mut f32, len: usize) {
         for i in (0..len).step_by(S::LANES) {
             S::store(to.add(i), S::load_f16(w.add(i)));
@@ -121,6 +118,8 @@ kernel! {
 }
 
 kernel! {
+    /// # Safety
+    /// As for `widen_f16`.
     fn widen_bf16[S](w: *const u16, to: *mut f32, len: usize) {
         for i in (0..len).step_by(S::LANES) {
             S::store(to.add(i), S::load_bf16(w.add(i)));
@@ -138,7 +137,8 @@ fn interleave<T: Pod + Send + Sync>(
     width: usize,
 ) -> Vec<T> {
     let k = channels * taps;
-    // SAFETY: each panel is filled below, the last one's missing columns with zeros first.
+    // SAFETY: each panel is written below, for every tap and channel all its columns; the last one, which may have fewer, is
+    // filled with zeros first. Nothing is read.
     let mut packed: Vec<T> = unsafe { unwritten(n.div_ceil(width) * k * width) };
     packed
         .par_chunks_mut((k * width).max(1))

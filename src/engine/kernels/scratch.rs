@@ -1,9 +1,11 @@
 //! Working memory of the kernels, kept between calls: a fresh allocation of many megabytes costs a page fault for every 4 kB.
 use bytemuck::Pod;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::Mutex;
 
-/// A vector whose contents are whatever was there: zeroing gigabytes takes as long as reading them does.
+/// A vector whose contents are whatever was there: zeroing gigabytes takes as long as reading them does. With debug assertions
+/// every bit is set, which makes NaN of all floats, so that tests see what was read too early or never written.
 ///
 /// # Safety
 /// Every number is written before it is read.
@@ -12,6 +14,11 @@ use std::sync::Mutex;
 /// If the memory is not there.
 pub unsafe fn unwritten<T: Pod>(len: usize) -> Vec<T> {
     let mut values = Vec::with_capacity(len);
+    if cfg!(debug_assertions) {
+        values.resize(len, T::zeroed());
+        bytemuck::cast_slice_mut::<T, u8>(&mut values).fill(!0);
+        return values;
+    }
     // any bytes are a T, and the room is there
     #[allow(clippy::uninit_vec)]
     values.set_len(len);
@@ -20,7 +27,7 @@ pub unsafe fn unwritten<T: Pod>(len: usize) -> Vec<T> {
 
 static POOL: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
-/// A buffer with unspecified contents, given back when dropped.
+/// A buffer with unspecified contents (NaN with debug assertions), given back when dropped.
 pub struct Scratch {
     buffer: Vec<f32>,
     len: usize,
@@ -41,6 +48,9 @@ impl Scratch {
             // gone before the larger one comes
             buffer = Vec::new();
             buffer.resize(len, 0.0);
+        }
+        if cfg!(debug_assertions) {
+            buffer[..len].fill(f32::NAN);
         }
         Scratch { buffer, len }
     }
@@ -66,18 +76,18 @@ impl DerefMut for Scratch {
     }
 }
 
-/// A slice that several tasks write at disjoint places.
+/// A slice that several tasks write at disjoint places. While it is there nobody else may use the slice.
 #[derive(Clone, Copy)]
-pub struct Shared(*mut f32);
+pub struct Shared<'a>(*mut f32, PhantomData<&'a mut [f32]>);
 
-// SAFETY: the tasks that share it write disjoint ranges; each use states which.
-unsafe impl Send for Shared {}
+// SAFETY: this is an address and no more; who writes through it states which range is his alone.
+unsafe impl Send for Shared<'_> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for Shared<'_> {}
 
-impl Shared {
-    pub fn new(slice: &mut [f32]) -> Self {
-        Shared(slice.as_mut_ptr())
+impl<'a> Shared<'a> {
+    pub fn new(slice: &'a mut [f32]) -> Self {
+        Shared(slice.as_mut_ptr(), PhantomData)
     }
     pub fn pointer(self) -> *mut f32 {
         self.0

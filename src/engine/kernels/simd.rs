@@ -13,12 +13,23 @@ use std::sync::OnceLock;
 
 /// An instruction set the kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Isa {
+pub enum Set {
     Portable,
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+}
+
+/// An instruction set that this processor has. Only [`Isa::available`] makes one, of what it detected, so an `Isa` in hand is
+/// the proof that its instructions may run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Isa(Set);
+
+impl std::fmt::Debug for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 impl Isa {
@@ -33,13 +44,13 @@ impl Isa {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c");
                 if avx2 && is_x86_feature_detected!("avx512f") {
-                    found.push(Isa::Avx512);
+                    found.push(Isa(Set::Avx512));
                 }
                 if avx2 {
-                    found.push(Isa::Avx2);
+                    found.push(Isa(Set::Avx2));
                 }
             }
-            found.push(Isa::Portable);
+            found.push(Isa(Set::Portable));
             found
         })
     }
@@ -49,13 +60,17 @@ impl Isa {
         Isa::available()[0]
     }
 
+    pub fn set(self) -> Set {
+        self.0
+    }
+
     pub fn lanes(self) -> usize {
-        match self {
-            Isa::Portable => Portable::LANES,
+        match self.0 {
+            Set::Portable => Portable::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Avx2::LANES,
+            Set::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Avx512::LANES,
+            Set::Avx512 => Avx512::LANES,
         }
     }
 }
@@ -63,8 +78,10 @@ impl Isa {
 /// A vector of f32.
 ///
 /// # Safety
-/// The methods of an instruction set may be called only where the processor has it; pointers must be valid for
-/// `LANES` numbers (`len` numbers in the `_partial` forms). No alignment is asked.
+/// The methods of an instruction set may be called only where the processor has it, which is so inside [`kernel!`]; pointers
+/// must be valid for `LANES` numbers (in the `_partial` forms `len`, which is at most that; in the `_up_to` forms the smaller of
+/// both). No alignment is asked.
+#[allow(clippy::missing_safety_doc)] // the lines above are every method's
 pub trait Simd: Copy {
     type V: Copy;
     const LANES: usize;
@@ -73,7 +90,7 @@ pub trait Simd: Copy {
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
     unsafe fn store(p: *mut f32, v: Self::V);
-    /// The first `len < LANES` numbers, the rest zero.
+    /// The first `len` numbers, the rest zero.
     unsafe fn load_partial(p: *const f32, len: usize) -> Self::V;
     unsafe fn store_partial(p: *mut f32, v: Self::V, len: usize);
     unsafe fn load_f16(p: *const u16) -> Self::V;
@@ -219,6 +236,8 @@ mod x86 {
     /// `len` leading ones: a window into this table.
     static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
+    /// # Safety
+    /// len <= 8, and the processor has AVX2.
     #[inline(always)]
     unsafe fn mask(len: usize) -> __m256i {
         _mm256_loadu_si256(MASKS.as_ptr().add(8 - len).cast())
@@ -393,30 +412,37 @@ pub use x86::{Avx2, Avx512};
 
 /// Compiles a function over [`Simd`] once per instruction set; the first argument of the result chooses.
 ///
-/// `kernel! { pub fn name[S](x: *const f32) { .. S::load(x) .. } }` gives `pub unsafe fn name(isa: Isa, x: *const f32)`.
+/// `kernel! { pub fn name[S](x: *const f32) { .. S::load(x) .. } }` gives `pub unsafe fn name(isa: Isa, x: *const f32)`. What its
+/// pointers must be valid for stands in each kernel's doc; that the processor has the instructions is what the `Isa` says.
 macro_rules! kernel {
     ($(#[$meta:meta])* $vis:vis fn $name:ident[$s:ident]($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
         $(#[$meta])*
         $vis unsafe fn $name(isa: $crate::engine::kernels::simd::Isa, $($arg: $ty),*) {
-            use $crate::engine::kernels::simd::{Isa, Simd};
+            use $crate::engine::kernels::simd::{Set, Simd};
+            /// # Safety
+            /// As for the kernel, and the processor has S.
             #[inline(always)]
             unsafe fn body<$s: Simd>($($arg: $ty),*) $body
+            /// # Safety
+            /// As for the kernel, and the processor has these.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx2,fma,f16c")]
             unsafe fn avx512($($arg: $ty),*) {
                 body::<$crate::engine::kernels::simd::Avx512>($($arg),*)
             }
+            /// # Safety
+            /// As for the kernel, and the processor has these.
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             unsafe fn avx2($($arg: $ty),*) {
                 body::<$crate::engine::kernels::simd::Avx2>($($arg),*)
             }
-            match isa {
+            match isa.set() {
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => avx512($($arg),*),
+                Set::Avx512 => avx512($($arg),*),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => avx2($($arg),*),
-                Isa::Portable => body::<$crate::engine::kernels::simd::Portable>($($arg),*),
+                Set::Avx2 => avx2($($arg),*),
+                Set::Portable => body::<$crate::engine::kernels::simd::Portable>($($arg),*),
             }
         }
     };

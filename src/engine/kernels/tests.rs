@@ -7,6 +7,8 @@ use super::norm::{group_norm_for, group_norm_naive, layer_norm_for};
 use super::simd::Isa;
 use super::*;
 
+mod edges;
+
 /// Uniform numbers in [-1, 1), the same in every run.
 fn numbers(len: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;

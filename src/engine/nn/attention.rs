@@ -20,9 +20,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         let (q, k, v) = (values(&q)?, values(&k)?, values(&v)?);
         let (q, k, v) = (q.f32()?, k.f32()?, v.f32()?);
-        return write_f32((b, n, width), |y| {
-            kernels::attention(q, k, v, shape, scale, y)
-        });
+        // SAFETY: the kernel writes all of y and reads nothing of it before.
+        return unsafe {
+            write_f32((b, n, width), |y| {
+                kernels::attention(q, k, v, shape, scale, y)
+            })
+        };
     }
     let split = |x: &Tensor| -> Result<Tensor> {
         let (b, rows, width) = x.dims3()?;

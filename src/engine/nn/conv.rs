@@ -167,9 +167,13 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
         activation: None,
     };
     let parts = x.parts()?;
-    let y = write_f32((b, oh, ow, conv.shape().out_channels), |y| {
-        conv.run_enlarged(parts, (b, h, w), to, epilogue, y)
-    })?;
+    let shape = (b, oh, ow, conv.shape().out_channels);
+    // SAFETY: the kernel writes all of y and reads nothing of it before.
+    let y = unsafe {
+        write_f32(shape, |y| {
+            conv.run_enlarged(parts, (b, h, w), to, epilogue, y)
+        })
+    }?;
     Ok(Map::from_nhwc(y))
 }
 

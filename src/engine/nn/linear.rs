@@ -57,7 +57,8 @@ impl Linear {
                 let x = x.contiguous()?;
                 let x = values(&x)?;
                 let x = x.f32()?;
-                write_f32(shape, |y| linear.run_geglu(x, m, y))
+                // SAFETY: the kernel writes all of y and reads nothing of it before.
+                unsafe { write_f32(shape, |y| linear.run_geglu(x, m, y)) }
             }
             Self::Candle { .. } => {
                 let halves = self.forward(x)?.chunk(2, D::Minus1)?;
@@ -81,7 +82,8 @@ impl Linear {
                     ..Epilogue::default()
                 };
                 let x = x.f32()?;
-                write_f32(shape, |y| linear.run(x, m, epilogue, y))
+                // SAFETY: as above.
+                unsafe { write_f32(shape, |y| linear.run(x, m, epilogue, y)) }
             }
             Self::Candle { weight, bias } => {
                 let mut y = x.broadcast_matmul(&weight.t()?)?;

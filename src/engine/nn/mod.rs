@@ -78,10 +78,13 @@ impl<S: Deref<Target = Storage>> Values<S> {
     }
 }
 
-/// A tensor of `shape` on the CPU, written by `f`: a kernel, which writes every number and reads none before it has.
-fn write_f32(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+/// A tensor of `shape` on the CPU, written by `f`.
+///
+/// # Safety
+/// `f` writes every number and reads none before it has; all kernels do.
+unsafe fn write_f32(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let shape = shape.into();
-    // SAFETY: f writes every number and reads none before, by its contract.
+    // SAFETY: f writes every number and reads none before, and where it panics nobody has them.
     let mut y = unsafe { kernels::unwritten(shape.elem_count()) };
     f(&mut y);
     Tensor::from_vec(y, shape, &Device::Cpu)

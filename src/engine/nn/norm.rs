@@ -71,9 +71,12 @@ impl GroupNorm {
                 };
                 let values = x.values()?;
                 let parts = values.parts()?;
-                write_f32((b, h, w, c), |y| {
-                    kernels::group_norm(parts, shape, (weight, bias), self.eps as f32, silu, y)
-                })?
+                // SAFETY: the kernel writes all of y and reads nothing of it before.
+                unsafe {
+                    write_f32((b, h, w, c), |y| {
+                        kernels::group_norm(parts, shape, (weight, bias), self.eps as f32, silu, y)
+                    })
+                }?
             }
             Affine::Candle { weight, bias } => {
                 let grouped = x
@@ -110,9 +113,12 @@ impl LayerNorm {
                 let x = x.contiguous()?;
                 let values = values(&x)?;
                 let values = values.f32()?;
-                write_f32(x.shape(), |y| {
-                    kernels::layer_norm(values, weight, bias, self.eps as f32, y)
-                })
+                // SAFETY: as above.
+                unsafe {
+                    write_f32(x.shape(), |y| {
+                        kernels::layer_norm(values, weight, bias, self.eps as f32, y)
+                    })
+                }
             }
             Affine::Candle { weight, bias } => normalise(x, &[x.rank() - 1], self.eps)?
                 .broadcast_mul(weight)?
