@@ -12,8 +12,11 @@ pub fn fixture(name: &str) -> String {
 
 /// A picture of tiny-sd with more flags.
 fn draw(folder: &Folder, more: &[&str]) -> Run {
-    let model = asset("tiny-sd");
-    let mut args = vec!["txt2img", "--device=cpu", "--model", &model];
+    draw_with(folder, &asset("tiny-sd"), more)
+}
+
+fn draw_with(folder: &Folder, model: &str, more: &[&str]) -> Run {
+    let mut args = vec!["txt2img", "--device=cpu", "--model", model];
     args.extend(more);
     folder.run(args)
 }
@@ -25,7 +28,7 @@ fn cases() -> Value {
 #[test]
 fn pictures_with_parts_from_elsewhere_are_those_of_diffusers() {
     let list = cases();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut two_towers) = (Vec::new(), 0);
     for case in list["cases"].as_array().expect("cases") {
         let (name, folder) = (case["name"].as_str().expect("a name"), Folder::new());
         let mut args = vec![list["prompt"].as_str().expect("a prompt").to_owned()];
@@ -42,8 +45,15 @@ fn pictures_with_parts_from_elsewhere_are_those_of_diffusers() {
             }
         }
         args.push("--output=out.png".to_owned());
-        let run = draw(
+        // The checkpoint with two text encoders, or tiny-sd.
+        let model = match case["checkpoint"].as_str() {
+            Some(name) => support::fixture("families").join(name),
+            None => asset("tiny-sd").into(),
+        };
+        two_towers += usize::from(case.get("checkpoint").is_some());
+        let run = draw_with(
             &folder,
+            model.to_str().expect("a plain path"),
             &args.iter().map(String::as_str).collect::<Vec<_>>(),
         );
         assert_eq!(run.code, Some(0), "{name}: {}", run.stderr);
@@ -58,6 +68,7 @@ fn pictures_with_parts_from_elsewhere_are_those_of_diffusers() {
         "pictures that differ: {}",
         wrong.join(", ")
     );
+    assert!(two_towers >= 5, "{two_towers} cases with two text encoders");
 }
 
 #[test]
