@@ -18,7 +18,7 @@ fn folder(file: &str) -> Folder {
     if fixture(name).is_dir() {
         copy(&fixture(name), &folder.file("config"));
         copy(&tokenizer, &folder.file("config/tokenizer"));
-        if name == "xl" {
+        if name.starts_with("xl") {
             copy(&tokenizer, &folder.file("config/tokenizer_2"));
         }
     } else {
@@ -79,6 +79,11 @@ fn a_pickle_of_stable_diffusion_2_is_drawn_as_diffusers_draws_it() {
 #[test]
 fn a_file_of_two_text_encoders_is_drawn_as_diffusers_draws_it() {
     same_as_diffusers("xl.safetensors", &[]);
+}
+
+#[test]
+fn a_file_whose_layers_differ_inside_of_a_block_is_drawn_as_diffusers_draws_it() {
+    same_as_diffusers("xl-pruned.safetensors", &[]);
 }
 
 #[test]

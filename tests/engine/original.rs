@@ -83,6 +83,10 @@ fn every_tensor_of_every_network_has_a_name_of_today() {
             "xl.safetensors",
             &["unet", "vae", "text_encoder", "text_encoder_2"],
         ),
+        (
+            "xl-pruned.safetensors",
+            &["unet", "vae", "text_encoder", "text_encoder_2"],
+        ),
     ] {
         let checkpoint = open(file);
         for component in components {
@@ -188,4 +192,35 @@ fn the_shapes_tell_what_the_configurations_say() {
             }
         }
     }
+}
+
+#[test]
+fn the_shapes_of_a_pruned_file_tell_what_its_configuration_does() {
+    let read = |name: &str| -> serde_json::Map<String, serde_json::Value> {
+        serde_json::from_slice(&std::fs::read(fixture(name)).unwrap()).unwrap()
+    };
+    let config = read("xl-pruned/unet/config.json");
+    let told = open("xl-pruned.safetensors")
+        .json("unet", "config.json")
+        .unwrap();
+    for key in [
+        "block_out_channels",
+        "down_block_types",
+        "up_block_types",
+        "mid_block_type",
+        "cross_attention_dim",
+        "use_linear_projection",
+        "addition_embed_type",
+        "addition_time_embed_dim",
+        "projection_class_embeddings_input_dim",
+        "reverse_transformer_layers_per_block",
+    ] {
+        assert_eq!(told[key], config[key], "{key}");
+    }
+    assert_eq!(config["layers_per_block"], 2);
+    assert_eq!(told["layers_per_block"], serde_json::json!([2, 2]));
+    // Of a block without attention the number is never read.
+    let key = "transformer_layers_per_block";
+    assert_eq!(config[key], serde_json::json!([0, [1, 2]]));
+    assert_eq!(told[key], serde_json::json!([1, [1, 2]]));
 }

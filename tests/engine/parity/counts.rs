@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use diffuse::engine::models::clip::{ClipTextConfig, ClipTextModel};
+use diffuse::engine::models::tiny_vae::{TinyVaeConfig, TinyVaeDecoder};
 use diffuse::engine::models::unet::UNet;
 use diffuse::engine::models::unet_config::{UNetConfig, UNetFile};
 use diffuse::engine::models::vae::{VaeConfig, VaeDecoder};
@@ -114,9 +115,36 @@ fn unets_with_a_text_have_as_many_parameters_as_the_published_ones() {
             1_331_334_404,
         ),
         (
+            "SSD-1B, as the shapes of its file tell",
+            with(
+                &large,
+                json!({
+                    "mid_block_type": "UNetMidBlock2D", "layers_per_block": [2, 2, 2], "transformer_layers_per_block": [1, 2, 4],
+                    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+                }),
+            ),
+            1_331_334_404,
+        ),
+        (
+            "Segmind-Vega",
+            with(
+                &large,
+                json!({
+                    "mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [0, [1, 1], [2, 2]],
+                    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 0],
+                }),
+            ),
+            745_225_604,
+        ),
+        (
             "LCM_Dreamshaper_v7",
             with(&first, json!({"time_cond_proj_dim": 256})),
             859_602_884,
+        ),
+        (
+            "lcm-sdxl",
+            with(&large, json!({"time_cond_proj_dim": 256})),
+            2_567_545_604,
         ),
         ("bk-sdm-base", one_layer, 579_384_964),
         ("bk-sdm-small, small-sd", no_middle.clone(), 482_346_884),
@@ -186,5 +214,16 @@ fn the_vae_decoder_has_as_many_parameters_as_the_published_one() {
     assert_eq!(
         count(|vb| VaeDecoder::load(&config, vb, DType::F64)),
         49_490_199
+    );
+}
+
+/// The whole of taesd has 2,445,063.
+#[test]
+fn the_tiny_decoder_has_as_many_parameters_as_the_published_one() {
+    let config: TinyVaeConfig = config(json!({}));
+    config.check().unwrap();
+    assert_eq!(
+        count(|vb| TinyVaeDecoder::load(&config, vb, DType::F64)),
+        1_222_531
     );
 }

@@ -97,36 +97,51 @@ fn unet<'a>(family: Family, shape: &Shapes<'a>, names: &[&str]) -> Result<Value>
     let has = |name: &str| of(name).is_some();
     let first = of("input_blocks.0.0.weight").context("it has no first layer")?;
     let (model, inputs) = (first[0], first.get(1).copied().unwrap_or_default());
-    // The blocks in order, a stage after each halving.
-    let (mut widths, mut layers, mut depths) = (vec![model], vec![0], vec![None]);
+    // The blocks in order, a stage after each halving. Of each layer, how many transformer blocks it has.
+    let (mut widths, mut down) = (vec![model], vec![Vec::new()]);
     for block in 1.. {
         let start = format!("input_blocks.{block}");
         let stage = widths.len() - 1;
         if let Some(conv) = of(&format!("{start}.0.in_layers.2.weight")) {
             widths[stage] = conv[0];
-            layers[stage] += 1;
-            depths[stage] = depths[stage].max(depth(&format!("{UNET}{start}.1."), names));
+            down[stage].push(depth(&format!("{UNET}{start}.1."), names));
         } else if has(&format!("{start}.0.op.weight")) {
             widths.push(widths[stage]);
-            layers.push(0);
-            depths.push(None);
+            down.push(Vec::new());
         } else {
             break;
         }
     }
-    let kinds = |side: &str| -> Vec<String> {
-        let kind = |depth: &Option<usize>| match depth {
-            Some(_) => format!("CrossAttn{side}Block2D"),
-            None => format!("{side}Block2D"),
+    // The same on the way up, a stage after each doubling.
+    let mut up = vec![Vec::new()];
+    for block in 0.. {
+        let start = format!("output_blocks.{block}");
+        if !has(&format!("{start}.0.in_layers.2.weight")) {
+            break;
+        }
+        let layer = depth(&format!("{UNET}{start}.1."), names);
+        up.last_mut().expect("there is a first").push(layer);
+        if (1..=2).any(|part| has(&format!("{start}.{part}.conv.weight"))) {
+            up.push(Vec::new());
+        }
+    }
+    let kinds = |stages: &[Vec<Option<usize>>], side: &str| -> Vec<String> {
+        let kind = |layers: &Vec<Option<usize>>| match layers.iter().any(Option::is_some) {
+            true => format!("CrossAttn{side}Block2D"),
+            false => format!("{side}Block2D"),
         };
-        depths.iter().map(kind).collect()
+        stages.iter().map(kind).collect()
     };
-    let up: Vec<String> = kinds("Up").into_iter().rev().collect();
     let middle = depth(&format!("{UNET}middle_block.1."), names);
-    let mut per_block: Vec<usize> = depths.iter().map(|depth| depth.unwrap_or(1)).collect();
-    if let (Some(last), Some(middle)) = (per_block.last_mut(), middle) {
-        // The middle is as deep as the last stage, which may have none itself.
-        *last = middle;
+    let mut per_block: Vec<Value> = down.iter().map(|layers| depths(layers)).collect();
+    let mut mirrored: Vec<Value> = up.iter().map(|layers| depths(layers)).collect();
+    let plain = |layers: Option<&Vec<Option<usize>>>| {
+        layers.is_some_and(|layers| layers.iter().all(Option::is_none))
+    };
+    if let (Some(middle), true, true) = (middle, plain(down.last()), plain(up.first())) {
+        // The middle is as deep as the last stage, which has none itself.
+        per_block[down.len() - 1] = json!(middle);
+        mirrored[0] = json!(middle);
     }
     let cross = names.iter().find(|name| {
         name.starts_with(UNET) && name.ends_with("transformer_blocks.0.attn2.to_k.weight")
@@ -147,15 +162,22 @@ fn unet<'a>(family: Family, shape: &Shapes<'a>, names: &[&str]) -> Result<Value>
         "out_channels": outputs,
         "sample_size": match family { Family::Clip => 64, Family::OpenClip => 96, Family::Both => 128 },
         "block_out_channels": widths,
-        "layers_per_block": layers,
-        "down_block_types": kinds("Down"),
-        "up_block_types": up,
-        "mid_block_type": middle.map(|_| "UNetMidBlock2DCrossAttn"),
+        "layers_per_block": down.iter().map(Vec::len).collect::<Vec<_>>(),
+        "down_block_types": kinds(&down, "Down"),
+        "up_block_types": kinds(&up, "Up"),
+        "mid_block_type": match (middle, has("middle_block.0.in_layers.2.weight")) {
+            (Some(_), _) => Some("UNetMidBlock2DCrossAttn"),
+            (None, true) => Some("UNetMidBlock2D"),
+            (None, false) => None,
+        },
         "transformer_layers_per_block": per_block,
         "cross_attention_dim": cross,
         "attention_head_dim": heads,
         "use_linear_projection": linear,
     });
+    if !per_block.iter().eq(mirrored.iter().rev()) || per_block.iter().any(Value::is_array) {
+        config["reverse_transformer_layers_per_block"] = json!(mirrored);
+    }
     if family == Family::OpenClip {
         config["upcast_attention"] = json!(true);
     }
@@ -168,6 +190,15 @@ fn unet<'a>(family: Family, shape: &Shapes<'a>, names: &[&str]) -> Result<Value>
         config["projection_class_embeddings_input_dim"] = json!(inputs);
     }
     Ok(config)
+}
+
+/// How many transformer blocks the layers of a stage have: a number where all have as many, which is 1 where none has attention.
+fn depths(layers: &[Option<usize>]) -> Value {
+    let layers: Vec<usize> = layers.iter().map(|depth| depth.unwrap_or(1)).collect();
+    match layers.iter().all(|depth| Some(depth) == layers.first()) {
+        true => json!(layers.first().copied().unwrap_or(1)),
+        false => json!(layers),
+    }
 }
 
 /// How many transformer blocks stand under a prefix; None where there is no attention.
@@ -270,12 +301,12 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// The UNet's tensors that tell its architecture: widths by stage, transformer blocks by stage.
+    /// The UNet's tensors that tell its architecture: widths by stage, transformer blocks by layer and stage on both ways, and in the middle.
     fn shapes(
         widths: &[usize],
-        depths: &[usize],
-        cross: usize,
-        linear: bool,
+        (down, up): (&[[usize; 2]], &[[usize; 3]]),
+        middle: usize,
+        (cross, linear): (usize, bool),
     ) -> HashMap<String, Vec<usize>> {
         let mut shapes = HashMap::new();
         let mut put = |name: String, shape: &[usize]| {
@@ -298,8 +329,8 @@ mod tests {
         };
         let mut convs = Vec::new();
         let mut block = 1;
-        for (stage, (&width, &depth)) in widths.iter().zip(depths).enumerate() {
-            for _ in 0..2 {
+        for (stage, (&width, depths)) in widths.iter().zip(down).enumerate() {
+            for &depth in depths {
                 convs.push((format!("input_blocks.{block}.0.in_layers.2.weight"), width));
                 if depth > 0 {
                     attention(format!("input_blocks.{block}.1"), width, depth);
@@ -311,8 +342,25 @@ mod tests {
                 block += 1;
             }
         }
-        let deepest = depths.iter().copied().max().unwrap_or(1);
-        attention("middle_block.1".into(), widths[widths.len() - 1], deepest);
+        let mut block = 0;
+        for (stage, (&width, depths)) in widths.iter().rev().zip(up).enumerate() {
+            for (layer, &depth) in depths.iter().enumerate() {
+                convs.push((format!("output_blocks.{block}.0.in_layers.2.weight"), width));
+                if depth > 0 {
+                    attention(format!("output_blocks.{block}.1"), width, depth);
+                }
+                if layer == 2 && stage + 1 < widths.len() {
+                    let part = if depth > 0 { 2 } else { 1 };
+                    convs.push((format!("output_blocks.{block}.{part}.conv.weight"), width));
+                }
+                block += 1;
+            }
+        }
+        let last = widths[widths.len() - 1];
+        convs.push(("middle_block.0.in_layers.2.weight".into(), last));
+        if middle > 0 {
+            attention("middle_block.1".into(), last, middle);
+        }
         for (name, width) in convs {
             put(name, &[width, width, 3, 3]);
         }
@@ -330,7 +378,15 @@ mod tests {
     fn the_published_architectures_are_read_from_their_shapes() {
         let sd1 = config(
             Family::Clip,
-            &shapes(&[320, 640, 1280, 1280], &[1, 1, 1, 0], 768, false),
+            &shapes(
+                &[320, 640, 1280, 1280],
+                (
+                    &[[1; 2], [1; 2], [1; 2], [0; 2]],
+                    &[[0; 3], [1; 3], [1; 3], [1; 3]],
+                ),
+                1,
+                (768, false),
+            ),
         );
         assert_eq!(sd1["block_out_channels"], json!([320, 640, 1280, 1280]));
         assert_eq!(sd1["layers_per_block"], json!([2, 2, 2, 2]));
@@ -358,18 +414,33 @@ mod tests {
         assert_eq!(sd1["sample_size"], 64);
         let sd2 = config(
             Family::OpenClip,
-            &shapes(&[320, 640, 1280, 1280], &[1, 1, 1, 0], 1024, true),
+            &shapes(
+                &[320, 640, 1280, 1280],
+                (
+                    &[[1; 2], [1; 2], [1; 2], [0; 2]],
+                    &[[0; 3], [1; 3], [1; 3], [1; 3]],
+                ),
+                1,
+                (1024, true),
+            ),
         );
         assert_eq!(sd2["attention_head_dim"], json!([5, 10, 20, 20]));
         assert_eq!(sd2["use_linear_projection"], true);
         assert_eq!(sd2["sample_size"], 96);
-        let mut xl = shapes(&[320, 640, 1280], &[0, 2, 10], 2048, true);
+        let mut xl = shapes(
+            &[320, 640, 1280],
+            (&[[0; 2], [2; 2], [10; 2]], &[[10; 3], [2; 3], [0; 3]]),
+            10,
+            (2048, true),
+        );
         xl.insert(format!("{UNET}label_emb.0.0.weight"), vec![1280, 2816]);
         xl.insert(
             format!("{OPEN_CLIP_OF_TWO}text_projection"),
             vec![1280, 1280],
         );
         let xl = config(Family::Both, &xl);
+        assert_eq!(xl.get("reverse_transformer_layers_per_block"), None);
+        assert_eq!(xl["mid_block_type"], "UNetMidBlock2DCrossAttn");
         assert_eq!(xl["transformer_layers_per_block"], json!([1, 2, 10]));
         assert_eq!(xl["attention_head_dim"], json!([5, 10, 20]));
         assert_eq!(xl["addition_time_embed_dim"], 256);
@@ -381,6 +452,26 @@ mod tests {
                 "CrossAttnDownBlock2D",
                 "CrossAttnDownBlock2D"
             ])
+        );
+    }
+
+    // unet/config.json of segmind/SSD-1B.
+    #[test]
+    fn layers_of_one_stage_may_have_different_numbers_of_transformer_blocks() {
+        let ssd = config(
+            Family::Both,
+            &shapes(
+                &[320, 640, 1280],
+                (&[[0, 0], [2, 2], [4, 4]], &[[4, 4, 10], [2, 1, 1], [0; 3]]),
+                0,
+                (2048, true),
+            ),
+        );
+        assert_eq!(ssd["mid_block_type"], "UNetMidBlock2D");
+        assert_eq!(ssd["transformer_layers_per_block"], json!([1, 2, 4]));
+        assert_eq!(
+            ssd["reverse_transformer_layers_per_block"],
+            json!([[4, 4, 10], [2, 1, 1], 1])
         );
     }
 }
