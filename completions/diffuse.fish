@@ -31,7 +31,7 @@ complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "ddpm" -d 'Draw a pi
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "txt2img" -d 'Draw what a text says (latent diffusion with guidance)'
 complete -c diffuse -n "__fish_diffuse_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l model -d 'A folder in the diffusers layout, a model on huggingface.co, or demo: a small one inside of the program' -r -f -a "(__fish_complete_directories)"
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l revision -d 'Branch, tag or commit of --model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000) [default: 50; 4 for latent consistency models]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
 ddim\t''
@@ -93,15 +93,15 @@ complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l guidance-res
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l negative-prompt -d 'What to keep out of the picture' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l width -d 'Width in pixels, a multiple of 8 [default: the model\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l height -d 'Height in pixels, a multiple of 8 [default: the model\'s]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l config -d 'Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co' -r -f -a "(__fish_complete_directories)"
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l vae -d 'Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l config -d 'Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co, owner/name[@REVISION]' -r -f -a "(__fish_complete_directories)"
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l vae -d 'Another VAE: a folder or a model on huggingface.co, owner/name[@REVISION], an AutoencoderKL or an AutoencoderTiny' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l lora -d 'Add a LoRA, WEIGHT times (1 unless given); may be given several times' -r -F
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l preview-vae -d 'A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]' -r -f -a "(__fish_complete_directories)"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l clip-skip -d 'Leave out the last N layers of the text encoders, counted as in diffusers' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l original-size -d 'Size of the original that the picture is to look taken from, for models that are told sizes [default: the picture\'s]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l crop -d 'Where the picture is to look cut out of it, in pixels from the top and from the left (crops_coords_top_left) [default: 0,0]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l target-size -d 'Size that the picture is to look made for [default: the picture\'s]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of a model on huggingface.co' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l revision -d 'Branch, tag or commit of --model on huggingface.co' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l steps -d 'Denoising steps, at most the model\'s training steps (most have 1000) [default: 50; 4 for latent consistency models]' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler -d 'Sampler [default: the one that the model names]' -r -f -a "ddpm\t''
 ddim\t''

@@ -216,7 +216,7 @@ pub struct SharedArgs {
 /// The model's revision: a flag beside `--model`, whose default is each command's own.
 #[derive(Debug, Args)]
 pub struct RevisionArgs {
-    /// Branch, tag or commit of a model on huggingface.co
+    /// Branch, tag or commit of --model on huggingface.co
     #[arg(long, value_name = "REV", default_value = "main")]
     pub revision: String,
     /// Use what was downloaded before, and no network

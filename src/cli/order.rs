@@ -8,6 +8,7 @@ use crate::engine::provenance::Provenance;
 use crate::engine::runtime::Runtime;
 use anyhow::{Context, Result, anyhow};
 use image::RgbImage;
+use serde_json::Value;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::thread::JoinHandle;
@@ -39,6 +40,7 @@ impl Order {
         if let Some(commit) = &model.commit {
             settings.insert("revision".into(), commit.clone().into());
         }
+        pin(&mut settings, model);
         settings.insert("seed".into(), self.seed.into());
         settings.insert("dtype".into(), runtime.weights.as_str().into());
         let listed = ["timesteps", "sigmas"];
@@ -69,6 +71,28 @@ impl Order {
             runtime,
         };
         provenance.texts(picture)
+    }
+}
+
+/// Writes the commits of what completes the model, which may be on the hub as well: that is what was drawn with.
+fn pin(settings: &mut Settings, model: &Identity) {
+    for key in ["vae", "config"] {
+        if let Some(Value::String(text)) = settings.get_mut(key) {
+            let id = text.split('@').next().unwrap_or_default();
+            if let Some(commit) = model.commits.get(id) {
+                *text = format!("{id}@{commit}");
+            }
+        }
+    }
+    let loras = settings.get_mut("lora").and_then(Value::as_array_mut);
+    for (text, used) in loras.into_iter().flatten().zip(&model.loras) {
+        if let Some(source) = &used.source {
+            *text = match used.weight {
+                1.0 => source.clone(),
+                weight => format!("{source}:{weight}"),
+            }
+            .into();
+        }
     }
 }
 

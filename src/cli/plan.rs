@@ -3,7 +3,6 @@ use super::names::Target;
 use super::terminal::Terminal;
 use crate::engine::checkpoint::{Checkpoint, Wanted};
 use crate::engine::memory::{self, gigabytes};
-use crate::engine::pipelines::decoding::PREVIEW;
 use crate::engine::pipelines::{Plan, System};
 use crate::engine::runtime::Runtime;
 use anyhow::Result;
@@ -48,30 +47,26 @@ impl Price {
         runtime: &Runtime,
         lone: bool,
     ) -> Result<()> {
-        let (mut missing, mut here, mut kept) = (Vec::new(), 0, 0);
-        let previews = checkpoint.is_replaced(PREVIEW).then_some(&PREVIEW);
-        for component in system.components().iter().chain(previews) {
-            let files = checkpoint.wanted_weights(component, runtime.weights)?;
+        let (mut missing, mut here, mut kept) = (Vec::<Wanted>::new(), 0, 0);
+        // One file may be two parts of a run; it comes once.
+        let mut count = |file: Wanted| match file.here {
+            true => here += file.bytes,
+            false if missing.iter().any(|other| other.name == file.name) => {}
+            false => missing.push(file),
+        };
+        for (component, dtype) in system.weights(runtime) {
+            let files = checkpoint.wanted_weights(component, dtype)?;
             // What was saved in 16 bits or in 32 is kept in the precision of the run.
-            let width = runtime.weights.size_in_bytes() as u64;
+            let width = dtype.size_in_bytes() as u64;
             let held = |file: &Wanted| file.bytes * width / if file.half { 2 } else { 4 };
             if !(lone && component.starts_with("text_encoder")) {
                 kept += files.iter().map(held).sum::<u64>();
             }
-            for file in files {
-                match file.here {
-                    true => here += file.bytes,
-                    false => missing.push(file),
-                }
-            }
+            files.into_iter().for_each(&mut count);
         }
         // They are merged into the weights, so they keep no room of their own.
         for lora in checkpoint.loras() {
-            let file = lora.wanted()?;
-            match file.here {
-                true => here += file.bytes,
-                false => missing.push(file),
-            }
+            count(lora.wanted()?);
         }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
         let peak = kept + self.maps + memory::OWN;

@@ -40,16 +40,16 @@ pub struct Txt2ImgArgs {
     /// Height in pixels, a multiple of 8 [default: the model's]
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     height: Option<u32>,
-    /// Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co
+    /// Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co, owner/name[@REVISION]
     #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     config: Option<String>,
-    /// Another VAE: a folder or a model on huggingface.co, an AutoencoderKL or an AutoencoderTiny
+    /// Another VAE: a folder or a model on huggingface.co, owner/name[@REVISION], an AutoencoderKL or an AutoencoderTiny
     #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
     vae: Option<String>,
     /// Add a LoRA, WEIGHT times (1 unless given); may be given several times
     ///
     /// A file, a folder with one, owner/name of huggingface.co or owner/name/file.safetensors: in the layout of diffusers (PEFT) or
-    /// of kohya, for the UNet and the text encoders.
+    /// of kohya, for the UNet and the text encoders. owner/name@REVISION is one at a branch, tag or commit.
     #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, value_parser = LoraArg::from_str)]
     lora: Vec<LoraArg>,
     /// A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]
@@ -90,7 +90,12 @@ impl FromStr for LoraArg {
             Some(("", _)) => Err("give a file or owner/name before the colon".to_owned()),
             Some((of, weight)) => Ok(lora(of, weight)),
             None if text.is_empty() => Err("give a file or owner/name".to_owned()),
-            None => Ok(lora(text, 1.0)),
+            None => match text.rsplit_once(':') {
+                Some((of, weight)) if Path::new(of).exists() => Err(format!(
+                    "{weight:?} is no number: give the weight as in {of}:0.8"
+                )),
+                _ => Ok(lora(text, 1.0)),
+            },
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What the kinds of UNet pipeline have of their own on the command line; their pictures are compared in `pipelines`.
-use crate::support::{Folder, Run, fixture, texts};
+use crate::support::{Folder, Run, asset, copy, fixture, texts};
 use serde_json::{Value, json};
 
 fn model(name: &str) -> String {
@@ -150,6 +150,92 @@ fn what_a_model_cannot_do_is_refused_in_a_line() {
         assert_ne!(run.code, Some(0), "{flag}");
         assert!(run.stderr.contains(said), "{flag}: {}", run.stderr);
         assert_eq!(folder.names(), [""; 0]);
+    }
+}
+
+/// An asset in `model`, with changed JSON.
+fn changed(file: &str, key: &str, value: Value) -> Folder {
+    let folder = Folder::new();
+    copy(asset("tiny-sd").as_ref(), &folder.file("model"));
+    let path = folder.file("model").join(file);
+    let bytes = std::fs::read(&path).expect("a configuration");
+    let mut config: Value = serde_json::from_slice(&bytes).expect("JSON");
+    config[key] = value;
+    std::fs::write(path, config.to_string()).expect("written");
+    folder
+}
+
+/// One line that has `said`, and no picture.
+#[track_caller]
+fn refused(folder: &Folder, command: &str, said: &str) {
+    let prompt: &[&str] = if command == "txt2img" {
+        &["a cat"]
+    } else {
+        &[]
+    };
+    let args = [&[command][..], prompt, &["--model=model", "-o=a.png"]].concat();
+    let run = folder.run(args);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    assert_eq!(folder.names(), ["model"]);
+}
+
+#[test]
+fn other_pipelines_are_refused_by_their_names() {
+    for name in [
+        "FluxPipeline",
+        "StableDiffusion3Pipeline",
+        "PixArtAlphaPipeline",
+        "PixArtSigmaPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "StableDiffusionControlNetPipeline",
+        // The refiner.
+        "StableDiffusionXLImg2ImgPipeline",
+    ] {
+        let folder = changed("model_index.json", "_class_name", json!(name));
+        let said = format!("model_index.json names {name}, which is not supported");
+        refused(&folder, "txt2img", &said);
+    }
+}
+
+#[test]
+fn unets_that_read_a_picture_beside_the_noise_are_refused() {
+    for (channels, said) in [
+        (
+            9,
+            "the UNet reads 9 and writes 4 channels and the VAE has 4 latent channels: txt2img needs three equal numbers (9 are read by inpainting models",
+        ),
+        (
+            8,
+            "(8 are read by models that edit pictures, which are not supported)",
+        ),
+    ] {
+        let folder = changed("unet/config.json", "in_channels", json!(channels));
+        refused(&folder, "txt2img", said);
+    }
+}
+
+#[test]
+fn a_network_alone_is_refused_by_its_name() {
+    for name in [
+        "ControlNetModel",
+        "FluxTransformer2DModel",
+        "PixArtTransformer2DModel",
+        "AutoencoderKL",
+    ] {
+        let folder = Folder::new();
+        std::fs::create_dir(folder.file("model")).expect("a new folder");
+        let config = json!({"_class_name": name, "in_channels": 4}).to_string();
+        folder.write("model/config.json", config);
+        for command in ["txt2img", "ddpm"] {
+            let said = format!(
+                "model is {name} alone, which draws nothing by itself: give the folder of a whole model"
+            );
+            refused(&folder, command, &said);
+        }
     }
 }
 

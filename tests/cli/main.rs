@@ -5,6 +5,7 @@ mod demo;
 mod downloads;
 mod errors;
 mod families;
+mod files;
 mod help;
 mod hostile {
     mod configs;
@@ -15,6 +16,7 @@ mod hostile {
 mod hub {
     mod broken;
     mod cache;
+    mod elsewhere;
     mod refused;
     pub mod server;
     mod settings;

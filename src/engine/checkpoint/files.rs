@@ -1,8 +1,9 @@
 //! Which files hold a component's weights.
 use super::json;
+use super::lora::Lora;
 use super::original::Selection;
 use super::place::Place;
-use super::{Checkpoint, Source};
+use super::{Checkpoint, Source, hub};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use std::sync::Arc;
@@ -68,7 +69,7 @@ pub fn candidates(dtype: DType) -> Vec<(String, Format, bool)> {
 /// A file of weights that a load would read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// In the checkpoint.
+    /// In the checkpoint; that of a part from elsewhere behind that place's name.
     pub name: String,
     pub bytes: u64,
     /// Whether it is on this machine; otherwise a load downloads it.
@@ -108,23 +109,19 @@ impl Checkpoint {
         })
     }
 
-    /// Downloads the weights of all components that are not here yet, several files at once. Errors are left to
+    /// Downloads the weights of all components, and the LoRAs, that are not here yet, several files at once. Errors are left to
     /// [`Checkpoint::prepare_weights`], except that the cache's gaps are told together where the network is off.
     pub fn fetch_weights(&self, components: &[(&str, DType)]) -> Result<()> {
-        let (mut names, mut missing) = (Vec::new(), Vec::new());
+        let (mut wanted, mut missing) = (Vec::new(), Vec::new());
         for (component, dtype) in components {
             let (at, inside) = self.of(component);
             match (at.find_weights(inside, *dtype), &at.source) {
-                (Ok(found), _) if std::ptr::eq(at, self) => names.extend(found.names),
-                (Ok(found), Source::Hub(repository)) => repository.fetch(&found.names)?,
+                (Ok(found), Source::Hub(repository)) => wanted.push((&**repository, found.names)),
                 (Ok(_), Source::Folder(_) | Source::Program(_)) | (_, Source::Original(_)) => {}
                 (Err(_), _) => missing.push(*component),
             }
         }
-        let Source::Hub(repository) = &self.source else {
-            return Ok(());
-        };
-        let searched = repository.searched();
+        let searched = self.searched();
         if missing.len() > 1 && !searched.is_empty() {
             let missing = missing.join(", ");
             bail!(
@@ -132,7 +129,9 @@ impl Checkpoint {
                 self.name()
             );
         }
-        repository.fetch(&names)
+        let loras = self.loras.iter().filter_map(Lora::on_hub);
+        wanted.extend(loras.map(|(repository, file)| (repository, vec![file.to_owned()])));
+        hub::fetch(&wanted)
     }
 
     /// What [`Checkpoint::prepare_weights`] would read, with nothing downloaded but the list of a model in parts.
@@ -145,6 +144,10 @@ impl Checkpoint {
         let wanted = found.names.into_iter().map(|name| {
             let (bytes, here) = at.size(&name)?;
             let half = found.half;
+            let name = match std::ptr::eq(at, self) {
+                true => name,
+                false => format!("{}/{name}", at.name().trim_end_matches('/')),
+            };
             Ok(Wanted {
                 name,
                 bytes,

@@ -23,7 +23,7 @@ pub struct Identity {
     pub sha256: String,
     /// The files that were read, by their names in the checkpoint; those of a component from elsewhere behind that place's name.
     pub files: BTreeMap<String, String>,
-    /// The commits of components that are taken from other repositories, by these repositories' names.
+    /// The commits of components and configurations that are taken from other repositories, by these repositories' names.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub commits: BTreeMap<String, String>,
     /// In the order in which they were given; their files are among `files`.
@@ -37,6 +37,9 @@ pub struct UsedLora {
     pub file: String,
     pub weight: f64,
     pub sha256: String,
+    /// `owner/name@COMMIT/file`, where it comes from the hub.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
 }
 
 impl Identity {
@@ -44,7 +47,7 @@ impl Identity {
         id: String,
         commit: Option<String>,
         commits: BTreeMap<String, String>,
-        loras: Vec<(String, f64)>,
+        mut loras: Vec<UsedLora>,
         files: BTreeMap<String, Place>,
     ) -> Result<Self> {
         let hashes = files.into_iter().map(|(name, place)| {
@@ -52,12 +55,9 @@ impl Identity {
             Ok((name, hash))
         });
         let files: BTreeMap<String, String> = hashes.collect::<Result<_>>()?;
-        let loras = loras.into_iter().map(|(file, weight)| UsedLora {
-            sha256: files.get(&file).cloned().unwrap_or_default(),
-            file,
-            weight,
-        });
-        let loras = loras.collect();
+        for lora in &mut loras {
+            lora.sha256 = files.get(&lora.file).cloned().unwrap_or_default();
+        }
         let lines: String = files
             .iter()
             .map(|(name, hash)| format!("{hash}  {name}\n"))
@@ -104,16 +104,30 @@ impl Checkpoint {
                 commits.insert(id, commit.to_owned());
             }
         }
+        if let Source::Original(file) = &self.source
+            && let Some(config) = &file.config
+            && let Some(commit) = config.commit()
+        {
+            commits.insert(config.id(), commit.to_owned());
+        }
         let mut loras = Vec::new();
         for lora in &self.loras {
-            // It was read, so it is here.
+            let (mut name, source) = (lora.name().to_owned(), lora.pinned());
+            // It was read, so it is here. One file may be given at two commits.
             if let Ok(place) = lora.place() {
-                files.insert(lora.name().to_owned(), place);
+                if let (Some(other), Some(source)) = (files.get(&name), &source)
+                    && *other != place
+                {
+                    name.clone_from(source);
+                }
+                files.insert(name.clone(), place);
             }
-            if let Some(commit) = lora.commit() {
-                commits.insert(lora.name().to_owned(), commit.to_owned());
-            }
-            loras.push((lora.name().to_owned(), lora.weight));
+            loras.push(UsedLora {
+                file: name,
+                weight: lora.weight,
+                sha256: String::new(),
+                source,
+            });
         }
         let (id, commit) = (self.id(), self.commit().map(str::to_owned));
         std::thread::spawn(move || Identity::of(id, commit, commits, loras, files))

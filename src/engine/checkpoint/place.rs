@@ -6,7 +6,7 @@ use std::io::{Cursor, Read, Result as IoResult, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// A file that is there. Nothing of it is read yet.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     Disk(PathBuf),
     /// In the program: its name for messages, and its bytes.

@@ -78,8 +78,8 @@ impl System for DdpmSystem {
         Ok(plan)
     }
 
-    fn components(&self) -> Vec<&'static str> {
-        vec!["unet"]
+    fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)> {
+        vec![("unet", runtime.weights)]
     }
 
     fn load(
@@ -89,7 +89,7 @@ impl System for DdpmSystem {
         _only: Option<&Plan>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline>> {
-        checkpoint.fetch_weights(&[("unet", runtime.weights)])?;
+        checkpoint.fetch_weights(&self.weights(runtime))?;
         let unet = progress.phase(Phase::Load, || {
             load(checkpoint, "unet", runtime, Naming::default(), |vb| {
                 UNet::load(&self.unet, vb, runtime.activations())

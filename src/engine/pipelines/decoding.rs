@@ -43,9 +43,12 @@ impl Decoding {
         Ok(Self { vae, preview })
     }
 
-    /// The precision that the VAE's weights are kept in.
-    pub fn weights(&self, runtime: &Runtime) -> DType {
-        runtime_of(&self.vae, runtime).weights
+    /// The components, and the precision that their weights are kept in.
+    pub fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)> {
+        let vae = ("vae", runtime_of(&self.vae, runtime).weights);
+        let preview = self.preview.as_ref();
+        let preview = preview.map(|vae| (PREVIEW, runtime_of(vae, runtime).weights));
+        [vae].into_iter().chain(preview).collect()
     }
 
     pub fn load(&self, checkpoint: &Checkpoint, runtime: &Runtime) -> Result<Decoders> {
@@ -66,13 +69,16 @@ impl Decoding {
     }
 }
 
-/// force_upcast says that a VAE overflows in f16; bf16 and f32 have the range.
 fn runtime_of(config: &Autoencoder, runtime: &Runtime) -> Runtime {
-    if config.force_upcast() && runtime.activations() == DType::F16 {
-        runtime.in_f32()
-    } else {
-        runtime.clone()
+    match upcasts(config, runtime.activations()) {
+        true => runtime.in_f32(),
+        false => runtime.clone(),
     }
+}
+
+/// force_upcast says that a VAE overflows in f16; bf16 and f32 have the range.
+fn upcasts(config: &Autoencoder, activations: DType) -> bool {
+    config.force_upcast() && activations == DType::F16
 }
 
 /// Weights, ready to decode.
@@ -124,5 +130,25 @@ impl Decoders {
             let _ = self.projection.set(fit);
         }
         self.projection.get().context("it was just made")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn only_f16_is_left_and_only_where_force_upcast_says_so() {
+        let vae = |keys| Autoencoder::Kl(serde_json::from_value(keys).unwrap());
+        for (vae, leaves) in [
+            (vae(json!({})), true),
+            (vae(json!({"force_upcast": true})), true),
+            (vae(json!({"force_upcast": false})), false),
+            (Autoencoder::Tiny(Default::default()), false),
+        ] {
+            assert_eq!(upcasts(&vae, DType::F16), leaves);
+            assert!(!upcasts(&vae, DType::BF16) && !upcasts(&vae, DType::F32));
+        }
     }
 }

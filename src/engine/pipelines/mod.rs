@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::runtime::Runtime;
 use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
 use anyhow::{Context, Result, ensure};
+use candle_core::DType;
 use candle_nn::VarBuilder;
 use image::RgbImage;
 pub use overrides::Overrides;
@@ -44,8 +45,8 @@ pub trait System {
     type Request;
     /// Settles sizes, tokens and scheduler of one request.
     fn plan(&self, request: &Self::Request) -> Result<Plan>;
-    /// The components whose weights [`System::load`] reads.
-    fn components(&self) -> Vec<&'static str>;
+    /// The components whose weights [`System::load`] reads, and the precision that they are kept in.
+    fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)>;
     /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
     fn load(
         &self,

@@ -37,7 +37,7 @@ fn what_is_not_there_and_what_is_closed_look_alike_without_a_token() {
         &[],
         &[],
         &[
-            "no owner/nosuch that is open to all: check the spelling of --model",
+            "no owner/nosuch that is open to all: check its spelling",
             &format!("{site}/owner/nosuch"),
             "HF_TOKEN",
         ],
@@ -47,7 +47,7 @@ fn what_is_not_there_and_what_is_closed_look_alike_without_a_token() {
         "owner/nosuch",
         &[],
         &[("HF_TOKEN", "hf_other")],
-        &["the hub has no owner/nosuch: check the spelling"],
+        &["the hub has no owner/nosuch: check its spelling"],
     );
 }
 

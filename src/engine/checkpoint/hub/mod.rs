@@ -6,31 +6,30 @@
 //! - `settings`: the environment
 //! - `layout`: the cache's folders and links
 //! - `client`: requests
+//! - `fetch`: all files of a run, several at once
 //! - `download`: files that come whole or not at all
 //! - `words`: what went wrong, for the user
 mod client;
 mod download;
+mod fetch;
 mod layout;
 mod settings;
 mod words;
 
-use crate::engine::memory::gigabytes;
 use anyhow::{Context, Result, bail};
 use client::{About, Client, Failure};
-use download::{Downloads, Job, Patience, check_space};
+use download::Patience;
+pub use fetch::fetch;
 use hf_hub::{Repo, RepoType};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::MultiProgress;
 use layout::Layout;
 pub use settings::Network;
 use settings::Settings;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use words::Asked;
-
-/// Files that are downloaded at once.
-const THREADS: usize = 4;
 
 /// Whether a text has the form `owner/name`.
 pub fn is_id(text: &str) -> bool {
@@ -46,6 +45,11 @@ pub fn is_id(text: &str) -> bool {
     };
     text.split_once('/')
         .is_some_and(|(owner, name)| fits(owner) && fits(name))
+}
+
+/// `owner/name@REVISION`, as the file system of Python's library writes it: the id, and what follows the `@`.
+pub fn split_revision(text: &str) -> Option<(&str, &str)> {
+    text.split_once('@').filter(|(id, _)| is_id(id))
 }
 
 /// A repository at a revision.
@@ -170,67 +174,7 @@ impl Repository {
 
     /// Brings files into the cache, several at once. They must be in the repository.
     pub fn fetch(&self, names: &[String]) -> Result<()> {
-        let mut missing: Vec<&String> = names.iter().collect();
-        missing.retain(|name| self.cached_path(name).is_none());
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let repository = self.at_commit()?;
-        let about = |name: &&String| {
-            Ok(Job {
-                about: self.about(&repository, name)?,
-                name: (*name).clone(),
-            })
-        };
-        let stop = AtomicBool::new(false);
-        let jobs = in_parallel(&missing, &stop, about)?;
-        let left: u64 = jobs.iter().map(|job| self.bytes_left(&job.about)).sum();
-        check_space(self.layout.cache(), left)?;
-        let names: Vec<&str> = missing.iter().map(|name| name.as_str()).collect();
-        let (names, left) = (names.join(", "), gigabytes(left));
-        match jobs.iter().all(is_small) {
-            true => tracing::debug!("downloading {names} of {}", self.id),
-            false => tracing::info!("downloading {names} of {} ({left})", self.id),
-        }
-        let downloads = Downloads {
-            client: &self.client,
-            layout: &self.layout,
-            repository: &repository,
-            asked: self.asked(),
-            stop: &stop,
-        };
-        in_parallel(&jobs, &stop, |job| {
-            let bar = self.bar(job);
-            let fetched = downloads.fetch(job, &bar);
-            bar.finish_and_clear();
-            fetched
-        })?;
-        Ok(())
-    }
-
-    /// What a download has still to bring.
-    fn bytes_left(&self, about: &About) -> u64 {
-        let blob = self.layout.blob(&about.etag);
-        let partial = blob.with_file_name(format!("{}.incomplete", about.etag));
-        let here = match (std::fs::metadata(blob), std::fs::metadata(partial)) {
-            (Ok(found), _) | (_, Ok(found)) => found.len(),
-            _ => 0,
-        };
-        about.size.unwrap_or(0).saturating_sub(here)
-    }
-
-    fn bar(&self, job: &Job) -> ProgressBar {
-        let Some(bars) = self.bars.get().filter(|_| !is_small(job)) else {
-            return ProgressBar::hidden();
-        };
-        let template = "{msg:34} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-        let style = ProgressStyle::with_template(template).expect("the template is well formed");
-        // The end of a long name tells more than its start.
-        let skip = job.name.chars().count().saturating_sub(34);
-        let bar = bars.add(ProgressBar::new(job.about.size.unwrap_or(0)));
-        bar.set_style(style.progress_chars("=> "));
-        bar.set_message(job.name.chars().skip(skip).collect::<String>());
-        bar
+        fetch(&[(self, names.to_vec())])
     }
 
     /// What the hub knows of a file.
@@ -352,11 +296,6 @@ impl Repository {
     }
 }
 
-/// Whether a file comes before a bar for it could be read.
-fn is_small(job: &Job) -> bool {
-    job.about.size.is_some_and(|size| size < 1 << 20)
-}
-
 fn model(id: &str, revision: &str) -> Repo {
     Repo::with_revision(id.to_owned(), RepoType::Model, revision.to_owned())
 }
@@ -365,36 +304,4 @@ fn model(id: &str, revision: &str) -> Repo {
 fn is_plain(path: &str) -> bool {
     let mut parts = Path::new(path).components();
     !path.is_empty() && parts.all(|part| matches!(part, Component::Normal(_)))
-}
-
-/// `work` on each item, on several threads; the first error ends all and sets `stop`.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    stop: &AtomicBool,
-    work: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let next = AtomicUsize::new(0);
-    let done = Mutex::new(Ok(Vec::new()));
-    let lock = || done.lock().unwrap_or_else(PoisonError::into_inner);
-    std::thread::scope(|scope| {
-        for _ in 0..THREADS.min(items.len()) {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed)
-                    && let Some(item) = items.get(next.fetch_add(1, Ordering::Relaxed))
-                {
-                    let result = work(item);
-                    match (&mut *lock(), result) {
-                        (Ok(results), Ok(result)) => results.push(result),
-                        (so_far @ Ok(_), Err(err)) => {
-                            stop.store(true, Ordering::Relaxed);
-                            *so_far = Err(err);
-                        }
-                        // The first error is the cause of others.
-                        (Err(_), _) => {}
-                    }
-                }
-            });
-        }
-    });
-    done.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

@@ -89,24 +89,24 @@ impl Asked<'_> {
             (_, "GatedRepo") => anyhow!(
                 "{id} is gated: accept its licence at {endpoint}/{id}, then set HF_TOKEN to a token from {endpoint}/settings/tokens"
             ),
-            (404, "RevisionNotFound") => anyhow!(
-                "{id} has no revision {revision:?}: main is the usual one; check --revision"
-            ),
+            (404, "RevisionNotFound") => {
+                anyhow!("{id} has no revision {revision:?}: main is the usual one")
+            }
             (401, _) if *has_token => anyhow!(
                 "the hub does not accept your token: set HF_TOKEN to one from {endpoint}/settings/tokens, or take it away to read what is public"
             ),
             (401, _) => anyhow!(
-                "the hub has no {id} that is open to all: check the spelling of --model; if it is private or gated, accept its licence at {endpoint}/{id} and set HF_TOKEN to a token from {endpoint}/settings/tokens"
+                "the hub has no {id} that is open to all: check its spelling; if it is private or gated, accept its licence at {endpoint}/{id} and set HF_TOKEN to a token from {endpoint}/settings/tokens"
             ),
             (403, _) => anyhow!(
                 "the hub refuses {id}{}: accept its licence at {endpoint}/{id}, and set HF_TOKEN to a token that may read it",
                 said(&message)
             ),
             (404, "RepoNotFound") => {
-                anyhow!("the hub has no {id}: check the spelling of --model")
+                anyhow!("the hub has no {id}: check its spelling")
             }
             (404, _) => anyhow!(
-                "the hub has no {id} with revision {revision:?}: check the spelling of --model and --revision"
+                "the hub has no {id} with revision {revision:?}: check the spelling of both"
             ),
             (429, _) => anyhow!(
                 "the hub asks to wait{} (too many requests): try again later{}",

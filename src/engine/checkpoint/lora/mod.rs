@@ -48,7 +48,7 @@ impl Checkpoint {
             return Ok(());
         }
         let mut models = Vec::new();
-        for component in components.iter().filter(|name| !name.starts_with("vae")) {
+        for component in components {
             let weights = Weights::open(&self.prepare_weights(component, dtype)?, TODAYS)?;
             models.push(Model::new(component, weights));
         }

@@ -1,4 +1,4 @@
-//! Where a LoRA is: a file, a folder or a repository with one, or a file of a repository.
+//! Where a LoRA is: a file, a folder or a repository with one, or a file of a repository; `owner/name@REVISION` is one at a revision.
 use super::super::files::Wanted;
 use super::super::hub::{self, Network, Repository};
 use super::super::place::Place;
@@ -22,7 +22,7 @@ enum Source {
 }
 
 impl Lora {
-    /// A path that exists wins; else `of` is `owner/name`, or `owner/name/file`, of the hub.
+    /// A path that exists wins; else `of` is `owner/name`, or `owner/name/file`, of the hub, with `@REVISION` behind the id or not.
     pub fn find(of: &str, weight: f64, network: Network) -> Result<Self> {
         let path = Path::new(of);
         let (name, source) = if path.is_file() {
@@ -33,12 +33,12 @@ impl Lora {
             let file = choose(of, names.collect())?;
             let name = format!("{}/{file}", of.trim_end_matches('/'));
             (name, Source::File(path.join(file)))
-        } else if let Some((id, file)) = split(of) {
-            let repository = Repository::open(id, "main", network)?;
+        } else if let Some((id, revision, file)) = split(of) {
+            let repository = Repository::open(id, revision, network)?;
             let file = match file {
                 Some(file) => {
                     if !repository.contains(file)? {
-                        bail!("{id} has no file {file}");
+                        bail!("{id} has no file {file}{}", repository.searched());
                     }
                     file.to_owned()
                 }
@@ -48,7 +48,7 @@ impl Lora {
             (name, Source::Hub(Box::new(repository), file))
         } else {
             bail!(
-                "{of:?} is no file here and no hub id: give a file, owner/name or owner/name/file.safetensors, with :WEIGHT behind it where that is not 1"
+                "{of:?} is no file here and no hub id: give a file, owner/name[@REVISION] or owner/name[@REVISION]/file.safetensors, with :WEIGHT behind it where that is not 1"
             );
         };
         Ok(Self {
@@ -70,12 +70,22 @@ impl Lora {
         &self.name
     }
 
-    /// The commit, where it comes from the hub.
-    pub fn commit(&self) -> Option<&str> {
+    /// The repository and the name in it, where it comes from the hub.
+    pub fn on_hub(&self) -> Option<(&Repository, &str)> {
         match &self.source {
             Source::File(_) => None,
-            Source::Hub(repository, _) => repository.commit(),
+            Source::Hub(repository, file) => Some((repository, file)),
         }
+    }
+
+    /// `owner/name@COMMIT/file`, where it comes from the hub.
+    pub fn pinned(&self) -> Option<String> {
+        let (repository, file) = self.on_hub()?;
+        Some(format!(
+            "{}@{}/{file}",
+            repository.id(),
+            repository.commit()?
+        ))
     }
 
     /// The file, downloaded if need be.
@@ -111,19 +121,27 @@ impl Lora {
     }
 }
 
-/// `owner/name`, and a file in it.
-fn split(of: &str) -> Option<(&str, Option<&str>)> {
-    let mut slashes = of.match_indices('/').map(|(at, _)| at);
-    let second = (slashes.next()?, slashes.next()).1;
-    let (id, file) = match second {
-        Some(at) => (&of[..at], Some(&of[at + 1..])),
-        None => (of, None),
+/// `owner/name`, its revision, and a file in it. A revision ends at a slash, but for `refs/pr/1` and the like.
+fn split(of: &str) -> Option<(&str, &str, Option<&str>)> {
+    fn cut(text: &str, slash: usize) -> Option<usize> {
+        text.match_indices('/').nth(slash).map(|(at, _)| at)
+    }
+    let (id, revision, file) = match hub::split_revision(of) {
+        Some((id, rest)) => {
+            let end = cut(rest, if rest.starts_with("refs/") { 2 } else { 0 });
+            let end = end.unwrap_or(rest.len());
+            (id, &rest[..end], rest.get(end + 1..))
+        }
+        None => {
+            let end = cut(of, 1).unwrap_or(of.len());
+            (&of[..end], "main", of.get(end + 1..))
+        }
     };
     let plain = file.is_none_or(|file| {
         let mut parts = Path::new(file).components();
         parts.all(|part| matches!(part, std::path::Component::Normal(_)))
     });
-    (hub::is_id(id) && plain).then_some((id, file))
+    (hub::is_id(id) && plain).then_some((id, revision, file))
 }
 
 /// The file that diffusers would take: the one of its own name, or the only one; safetensors before pickles.
@@ -178,12 +196,30 @@ mod tests {
 
     #[test]
     fn a_file_may_stand_behind_an_id() {
-        assert_eq!(split("o/n"), Some(("o/n", None)));
-        assert_eq!(
-            split("o/n/a/b.safetensors"),
-            Some(("o/n", Some("a/b.safetensors")))
-        );
-        for no in ["x.safetensors", "o/n/../x", "/o/n", "o//n"] {
+        for (of, id, revision, file) in [
+            ("o/n", "o/n", "main", None),
+            (
+                "o/n/a/b.safetensors",
+                "o/n",
+                "main",
+                Some("a/b.safetensors"),
+            ),
+            ("o/n@v1", "o/n", "v1", None),
+            ("o/n@v1/a/b@2.bin", "o/n", "v1", Some("a/b@2.bin")),
+            ("o/n@refs/pr/1", "o/n", "refs/pr/1", None),
+            ("o/n@refs/pr/1/a.bin", "o/n", "refs/pr/1", Some("a.bin")),
+            ("o/n/a@b.bin", "o/n", "main", Some("a@b.bin")),
+        ] {
+            assert_eq!(split(of), Some((id, revision, file)), "{of}");
+        }
+        for no in [
+            "x.safetensors",
+            "o/n/../x",
+            "/o/n",
+            "o//n",
+            "o@v1/n",
+            "o/n@v1/../x",
+        ] {
             assert_eq!(split(no), None, "{no}");
         }
     }

@@ -90,10 +90,15 @@ impl Txt2ImgSystem {
         let latent_channels = decoding.vae.latent_channels();
         ensure!(
             unet.in_channels == latent_channels && unet.out_channels == latent_channels,
-            "the UNet reads {} and writes {} channels and the VAE has {} latent channels: txt2img needs three equal numbers (inpainting models are not supported)",
+            "the UNet reads {} and writes {} channels and the VAE has {} latent channels: txt2img needs three equal numbers{}",
             unet.in_channels,
             unet.out_channels,
-            latent_channels
+            latent_channels,
+            match unet.in_channels {
+                9 => " (9 are read by inpainting models, which are not supported)",
+                8 => " (8 are read by models that edit pictures, which are not supported)",
+                _ => "",
+            }
         );
         ensure!(
             class != Class::LatentConsistency || unet.guidance_channels.is_some(),
@@ -111,6 +116,12 @@ impl Txt2ImgSystem {
             decoding,
             scheduler,
         })
+    }
+
+    /// The components that LoRAs may change.
+    fn changed(&self) -> Vec<&'static str> {
+        let towers = self.towers.iter().map(|tower| tower.component);
+        towers.chain(["unet"]).collect()
     }
 
     fn guidance(&self, request: &Txt2ImgRequest) -> Guidance {
@@ -172,9 +183,9 @@ impl System for Txt2ImgSystem {
         Ok(plan)
     }
 
-    fn components(&self) -> Vec<&'static str> {
-        let towers = self.towers.iter().map(|tower| tower.component);
-        towers.chain(["unet", "vae"]).collect()
+    fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)> {
+        let changed = self.changed().into_iter().map(|c| (c, runtime.weights));
+        changed.chain(self.decoding.weights(runtime)).collect()
     }
 
     /// With `only`, the text is read first and its towers let go before the UNet comes: the two are never in memory together.
@@ -185,14 +196,8 @@ impl System for Txt2ImgSystem {
         only: Option<&Plan>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline>> {
-        let components = self.components();
-        let dtype = |component| match component {
-            "vae" => self.decoding.weights(runtime),
-            _ => runtime.weights,
-        };
-        let wanted: Vec<_> = components.iter().map(|&c| (c, dtype(c))).collect();
-        checkpoint.fetch_weights(&wanted)?;
-        checkpoint.prepare_loras(&components, runtime.weights)?;
+        checkpoint.fetch_weights(&self.weights(runtime))?;
+        checkpoint.prepare_loras(&self.changed(), runtime.weights)?;
         let towers = progress.phase(Phase::Load, || {
             let towers = self.towers.iter().map(|tower| {
                 load(checkpoint, tower.component, runtime, TOWER, |vb| {
