@@ -58,6 +58,67 @@ fn a_lora_of_weight_zero_changes_nothing() {
 }
 
 #[test]
+fn weights_add_up_and_may_be_below_zero() {
+    let folder = Folder::new();
+    let lora = fixture("kohya.safetensors");
+    let with = |weights: &[f64]| {
+        let loras: Vec<String> = weights
+            .iter()
+            .map(|w| format!("--lora={lora}:{w}"))
+            .collect();
+        drawn(
+            &folder,
+            &loras.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+    };
+    let apart = |a: &image::RgbImage, b: &image::RgbImage| {
+        let pairs = a.iter().zip(b.iter());
+        pairs.map(|(a, b)| a.abs_diff(*b)).max().expect("pixels")
+    };
+    let (once, below) = (with(&[1.0]), with(&[-1.0]));
+    assert!(apart(&once, &with(&[0.25, 0.75])) <= 1, "twice is the sum");
+    assert!(apart(&drawn(&folder, &[]), &with(&[0.7, -0.7])) <= 1);
+    assert!(apart(&once, &below) > 1);
+}
+
+#[test]
+fn a_colon_may_belong_to_the_name() {
+    let folder = Folder::new();
+    let bytes = std::fs::read(fixture("kohya.safetensors")).expect("a fixture");
+    let wanted = [1.0, 0.5].map(|weight| {
+        let lora = format!("--lora={}:{weight}", fixture("kohya.safetensors"));
+        drawn(&folder, &[&lora])
+    });
+    // As on Windows, and as a weight looks.
+    for name in ["C:\\style.safetensors", "style:0.3"] {
+        folder.write(name, &bytes);
+        assert_eq!(wanted[0], drawn(&folder, &["--lora", name]), "{name}");
+        let half = format!("{name}:0.5");
+        assert_eq!(wanted[1], drawn(&folder, &["--lora", &half]), "{name}");
+    }
+}
+
+#[test]
+fn a_lora_for_more_text_encoders_or_wider_ones_does_not_pass_for_one_that_fits() {
+    let folder = Folder::new();
+    // An XL LoRA on a model with one tower: the first tower has other widths there.
+    let names = [
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1",
+    ];
+    let shapes: [&[usize]; 2] = [&[3072, 768], &[5120, 1280]];
+    let modules: Vec<_> = names.into_iter().zip(shapes).collect();
+    write(&folder, "xl.safetensors", KOHYA, &modules);
+    let run = draw(&folder, &["--lora=xl.safetensors"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    assert!(
+        run.stderr.contains("was made for another architecture: it changes text_encoder.text_model_encoder_layers_0_mlp_fc1 as [3072, 768], and the model has [37, 20] there"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
 fn a_lora_with_the_original_names_of_blocks_is_that_with_todays() {
     let folder = Folder::new();
     let shapes: [&[usize]; 4] = [&[20, 20], &[20, 12, 1, 1], &[20, 20, 3, 3], &[20, 40, 3, 3]];
@@ -179,6 +240,30 @@ fn files_that_are_no_loras_are_refused_by_what_they_are() {
             "holds LoHa, which is not supported",
         ),
         (
+            "lora_unet_conv_in.lokr_w1",
+            "holds LoKr, which is not supported",
+        ),
+        (
+            "lora_unet_conv_in.dora_scale",
+            "holds DoRA, which is not supported",
+        ),
+        (
+            "unet.conv_in.lora_magnitude_vector",
+            "holds DoRA, which is not supported",
+        ),
+        (
+            "lora_unet_conv_in.lora_mid.weight",
+            "holds LoRA in three matrices (lora_mid), which is not supported",
+        ),
+        (
+            "lora_unet_conv_in.oft_blocks",
+            "holds OFT, which is not supported",
+        ),
+        (
+            "lora_unet_conv_in.diff",
+            "holds differences of whole weights, which is not supported",
+        ),
+        (
             "unet.conv_in.lora_A.weight",
             "has one matrix of two for unet.conv_in",
         ),
@@ -203,6 +288,20 @@ fn files_that_are_no_loras_are_refused_by_what_they_are() {
             "--lora: \"nowhere.safetensors\" is no file here and no hub id",
         ),
         ("x:inf", 2, "give a finite weight"),
+        ("x:nan", 2, "give a finite weight"),
+        (
+            "x:much",
+            2,
+            "\"much\" is no number: give the weight as in x:0.8",
+        ),
+        ("x:", 2, "\"\" is no number: give the weight as in x:0.8"),
+        (":0.5", 2, "give a file or owner/name before the colon"),
+        ("", 2, "give a file or owner/name"),
+        (
+            "C:\\loras\\x.safetensors:0.5",
+            1,
+            "--lora: \"C:\\\\loras\\\\x.safetensors\" is no file here and no hub id",
+        ),
         ("nowhere/at/all.safetensors:2", 1, "nowhere/at"),
     ] {
         let run = draw(&folder, &["--lora", lora]);
