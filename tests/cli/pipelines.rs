@@ -120,5 +120,5 @@ fn every_picture_is_that_of_diffusers_within_one_level() {
 
 #[test]
 fn pictures_of_every_kind_of_unet_pipeline_are_those_of_diffusers_within_one_level() {
-    compare("families", 29);
+    compare("families", 31);
 }

@@ -54,6 +54,8 @@ pub struct SchedulerConfig {
     file: Map<String, Value>,
     pipeline: Map<String, Value>,
     flags: Map<String, Value>,
+    /// Whether the pipeline tells the scheduler that it begins with its first call.
+    begun: bool,
 }
 
 impl SchedulerConfig {
@@ -78,6 +80,7 @@ impl SchedulerConfig {
             file,
             pipeline: Map::new(),
             flags: preset(kind),
+            begun: false,
         }
     }
 
@@ -94,6 +97,13 @@ impl SchedulerConfig {
         if self.lookup("clip_sample") == Some(Value::Bool(true)) {
             self.pipeline.insert("clip_sample".into(), false.into());
         }
+        self
+    }
+
+    /// What some pipelines do to any scheduler that they run: `set_begin_index(0)`. Others leave it to the scheduler to look its first
+    /// timestep up.
+    pub fn begun(mut self) -> Self {
+        self.begun = true;
         self
     }
 
@@ -193,7 +203,8 @@ impl SchedulerConfig {
             })?;
             values.push((*name, value, source));
         }
-        Ok(Settings { values })
+        let begun = self.begun;
+        Ok(Settings { values, begun })
     }
 
     /// Every key that plays a part or was in the file, its value and where that came from.
@@ -239,6 +250,7 @@ fn preset(kind: SchedulerKind) -> Map<String, Value> {
 /// The checked values of one class's keys. The getters are called with names from that class's table only.
 pub struct Settings {
     values: Vec<(&'static str, Value, Source)>,
+    begun: bool,
 }
 
 impl Settings {
@@ -247,6 +259,18 @@ impl Settings {
             .iter()
             .find(|(key, ..)| *key == name)
             .map_or(&Value::Null, |(_, value, _)| value)
+    }
+    /// Refuses timesteps whose first comes once more, unless the pipeline says where it begins: diffusers looks the first one up in the
+    /// list and, finding two, starts at the second, so that it runs past the end.
+    pub fn ensure_first_once(&self, timesteps: &[f64]) -> Result<()> {
+        let count = timesteps.iter().filter(|t| **t == timesteps[0]).count();
+        ensure!(
+            self.begun || count == 1,
+            "{} steps repeat the first timestep {}; take fewer",
+            timesteps.len(),
+            timesteps[0]
+        );
+        Ok(())
     }
     pub fn has(&self, name: &str) -> bool {
         self.values.iter().any(|(key, ..)| *key == name)

@@ -61,12 +61,7 @@ impl Ipndm {
             .map(time)
             .take(sigmas.len() - 1)
             .collect();
-        ensure!(
-            timesteps.iter().filter(|t| **t == timesteps[0]).count() == 1,
-            "{} steps repeat the first timestep {}; take fewer",
-            timesteps.len(),
-            timesteps[0]
-        );
+        settings.ensure_first_once(&timesteps)?;
         Ok(Self {
             timesteps,
             alphas,

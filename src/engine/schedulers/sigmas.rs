@@ -178,7 +178,7 @@ pub fn continuous(
     if !habits.in_f64 {
         t.iter_mut().for_each(|t| *t = f32_of(*t));
     }
-    ensure_first_once(&t)?;
+    settings.ensure_first_once(&t)?;
     Ok(Levels {
         timesteps: t,
         sigmas,
@@ -191,17 +191,6 @@ pub fn timesteps_of(sigmas: &[f64], log_table: &[f64]) -> Vec<f64> {
         .iter()
         .map(|sigma| timestep_of(*sigma, log_table))
         .collect()
-}
-
-/// diffusers looks the first timestep up in the list and, finding two, starts at the second: it runs past the end.
-fn ensure_first_once(t: &[f64]) -> Result<()> {
-    ensure!(
-        t.iter().filter(|other| **other == t[0]).count() == 1,
-        "{} steps repeat the first timestep {}; take fewer",
-        t.len(),
-        t[0]
-    );
-    Ok(())
 }
 
 /// Where the classes in lambda differ: in rounding the timesteps of a family of sigmas before they are cut to whole numbers,
@@ -281,7 +270,7 @@ pub fn cut(
             lowest = sigmas[steps - 1];
         }
     }
-    ensure_first_once(&t)?;
+    settings.ensure_first_once(&t)?;
     sigmas.push(if settings.word("final_sigmas_type") == "zero" {
         0.0
     } else {

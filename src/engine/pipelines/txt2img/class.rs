@@ -90,6 +90,11 @@ impl Class {
         self == Self::StableDiffusion
     }
 
+    /// Whether the pipeline tells its scheduler that it begins with its first call.
+    pub fn begins_scheduler(self) -> bool {
+        self == Self::StableDiffusionXl
+    }
+
     /// Whether the pipeline takes UNets of before diffusers 0.9.0 for larger than their files say.
     pub fn corrects_size(self) -> bool {
         self == Self::StableDiffusion

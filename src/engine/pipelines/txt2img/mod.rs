@@ -302,8 +302,12 @@ impl Pipeline for Txt2Img {
 pub fn scheduler(checkpoint: &Checkpoint) -> Result<SchedulerConfig> {
     let class = Class::of(checkpoint)?;
     let config = scheduler_config(checkpoint)?;
-    Ok(match class.corrects_scheduler() {
+    let config = match class.corrects_scheduler() {
         true => config.with_pipeline_override(),
+        false => config,
+    };
+    Ok(match class.begins_scheduler() {
+        true => config.begun(),
         false => config,
     })
 }
