@@ -153,6 +153,9 @@ pub struct LookArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, value_parser = Pattern::of_animation)]
     pub animate: Option<Pattern>,
     /// Draw each picture in the terminal
+    ///
+    /// By kitty's protocol or iTerm2's, in sixels or in half blocks, whichever of these the terminal has first. Inside of tmux, screen or
+    /// zellij it is what these have.
     #[arg(long)]
     pub show: bool,
 }
@@ -213,8 +216,10 @@ pub struct SharedArgs {
     pub machine: MachineArgs,
 }
 
-/// The model's revision: a flag beside `--model`, whose default is each command's own.
+/// The model's revision: a flag beside `--model`, whose default is each command's own. So it has no heading, whatever the flags
+/// before it have.
 #[derive(Debug, Args)]
+#[command(next_help_heading = clap::builder::Resettable::<clap::builder::Str>::Reset)]
 pub struct RevisionArgs {
     /// Branch, tag or commit of --model on huggingface.co
     #[arg(long, value_name = "REV", default_value = "main")]

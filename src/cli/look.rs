@@ -2,12 +2,12 @@
 use super::args::LookArgs;
 use super::names::with_suffix;
 use super::order::Order;
+use super::show::Screen;
 use super::terminal::Terminal;
 use crate::engine::sheet::Sheet;
 use crate::engine::{animate, output, png};
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// The pictures of a contact sheet, at most: it is held in memory.
@@ -22,7 +22,7 @@ pub struct Look {
     save_steps: Option<usize>,
     /// Of each picture of the batch that is being drawn.
     frames: Vec<Vec<RgbImage>>,
-    show: bool,
+    screen: Option<Screen>,
     overwrite: bool,
 }
 
@@ -43,16 +43,12 @@ impl Look {
                 file.display()
             );
         }
-        ensure!(
-            !args.show || std::io::stdout().is_terminal(),
-            "--show draws in a terminal and stdout is none; leave it out, or use --output"
-        );
         Ok(Self {
             grid: args.grid.clone(),
             sheet: Sheet::default(),
             save_steps: args.save_steps,
             frames: Vec::new(),
-            show: args.show,
+            screen: args.show.then(Screen::find).transpose()?,
             overwrite,
         })
     }
@@ -114,8 +110,11 @@ impl Look {
         caption: &str,
         terminal: &Terminal,
     ) -> Result<()> {
-        if self.show {
-            terminal.show(picture)?;
+        if let Some(screen) = self.screen
+            && let Err(err) = terminal.progress().suspend(|| screen.draw(picture))
+        {
+            // The picture is written all the same.
+            tracing::warn!("--show: {err:#}");
         }
         if self.grid.is_some() && self.sheet.len() < SHEET_LIMIT {
             self.sheet.add(picture, caption.to_owned());

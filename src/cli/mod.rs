@@ -4,7 +4,9 @@
 //! words ─Line::parse─> rows ─plan─> pictures to draw ─run─> files, and a line on stdout for each
 //! ```
 mod args;
-mod blocks;
+#[cfg_attr(not(unix), path = "ask_none.rs")]
+mod ask;
+mod colour;
 mod ddpm;
 mod look;
 mod names;
@@ -17,6 +19,7 @@ mod rows;
 mod run;
 mod schedule;
 mod settings;
+mod show;
 mod studio;
 mod terminal;
 mod text;

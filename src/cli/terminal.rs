@@ -1,8 +1,7 @@
 //! What the user sees: paths on stdout; the log, the bar and errors on stderr, which share one terminal without tearing it.
-use super::{blocks, usage::one_line};
+use super::{ask, colour, usage::one_line};
 use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
-use image::RgbImage;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::Arc;
@@ -40,6 +39,7 @@ impl Terminal {
         ctrlc::set_handler(move || {
             let _writing = output::hold_writes();
             progress.finish();
+            ask::restore();
             std::process::exit(130);
         })
         .context("answering Ctrl-C")
@@ -53,17 +53,6 @@ impl Terminal {
             Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
             other => other.context("writing to stdout"),
         }
-    }
-
-    /// Draws a picture where the terminal is.
-    pub fn show(&self, picture: &RgbImage) -> Result<()> {
-        let (rows, columns) = console::Term::stdout().size();
-        let text = blocks::draw(
-            picture,
-            (columns.into(), rows.into()),
-            blocks::Colours::of_terminal(),
-        );
-        self.print(text.trim_end())
     }
 
     /// Prints one line of what went wrong, and goes on.
@@ -98,7 +87,7 @@ impl Terminal {
                     .and_then(Result::ok)
                     .unwrap_or_else(|| EnvFilter::new(default)),
             )
-            .with_ansi(colours(io::stderr().is_terminal()))
+            .with_ansi(colour::is_wanted(io::stderr().is_terminal()))
             .log_internal_errors(false)
             .with_span_events(if verbose > 0 {
                 FmtSpan::CLOSE
@@ -115,18 +104,6 @@ impl Terminal {
                 "RUST_LOG is not a filter, so {default} is used; write it as in diffuse=debug"
             );
         }
-    }
-}
-
-/// Whether there is colour, by the usual variables: NO_COLOR (no-color.org), CLICOLOR and CLICOLOR_FORCE (bixense.com/clicolors).
-fn colours(terminal: bool) -> bool {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
-    let is_zero = |value: std::ffi::OsString| value == "0";
-    match (set("NO_COLOR"), set("CLICOLOR_FORCE"), set("CLICOLOR")) {
-        (Some(_), _, _) => false,
-        (_, Some(force), _) if !is_zero(force.clone()) => true,
-        (_, _, Some(wish)) => terminal && !is_zero(wish),
-        _ => terminal,
     }
 }
 

@@ -1,8 +1,9 @@
 //! Command lines that cannot be meant: one line of what was given, what is accepted, what to type.
+use super::colour;
 use crate::engine::{kernels, memory};
 use clap::error::ErrorKind;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// Prints what clap found: help and version to stdout with exit code 0, all else to stderr with 2.
@@ -11,8 +12,20 @@ pub fn report(err: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let (out, errors) = (std::io::stdout(), std::io::stderr());
+            let terminal = match err.use_stderr() {
+                true => errors.is_terminal(),
+                false => out.is_terminal(),
+            };
+            let text = match colour::is_wanted(terminal) {
+                true => err.render().ansi().to_string(),
+                false => err.render().to_string(),
+            };
             // A closed stream is the reader's choice.
-            let _ = err.print();
+            let _ = match err.use_stderr() {
+                true => write!(&errors, "{text}"),
+                false => write!(&out, "{text}"),
+            };
         }
         _ => {
             let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&err.to_string()));

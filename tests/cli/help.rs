@@ -144,6 +144,19 @@ fn the_environment_gives_model_and_device_and_flags_go_before_it() {
 }
 
 #[test]
+fn the_flags_of_the_model_are_together_in_the_help() {
+    let folder = Folder::new();
+    for command in ["ddpm", "txt2img"] {
+        let help = folder.run([command, "-h"]).stdout;
+        let (_, options) = help.split_once("\nOptions:\n").expect("a list");
+        let (options, _) = options.split_once("\n\n").expect("an end");
+        for flag in ["--model", "--revision", "--offline"] {
+            assert!(options.contains(flag), "{flag}: {help}");
+        }
+    }
+}
+
+#[test]
 fn no_arguments_show_the_help_and_are_a_usage_error() {
     let run = Folder::new().run([""; 0]);
     assert_eq!((run.code, run.stdout.as_str()), (Some(2), ""));

@@ -1,5 +1,7 @@
 //! The program as its user meets it: arguments in, exit code, files and text out.
 mod batches;
+#[cfg(target_os = "linux")]
+mod colours;
 mod completions;
 mod demo;
 mod downloads;
@@ -27,8 +29,12 @@ mod names;
 mod parts;
 mod pipelines;
 mod provenance;
+#[cfg(target_os = "linux")]
+mod pty;
 mod replay;
 mod schedule;
+#[cfg(target_os = "linux")]
+mod show;
 mod single;
 mod smoke;
 mod support;

@@ -121,10 +121,13 @@ impl Plan {
             Some(Guidance::Embedded { scale }) => format!(", guidance {scale} in one pass"),
         };
         format!(
-            "{}x{}, {} steps of {}{guidance}",
+            "{}x{}, {} of {}{guidance}",
             self.size.1,
             self.size.0,
-            self.request.steps,
+            match self.request.steps {
+                1 => "1 step".to_owned(),
+                steps => format!("{steps} steps"),
+            },
             self.scheduler.kind().name()
         )
     }
