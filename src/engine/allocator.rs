@@ -6,8 +6,8 @@
 //! kept for the next of its size. Kept and used blocks together are hardly more than were once in use together, so the
 //! program's peak is about what it would have been. Smaller blocks are the system allocator's.
 //!
-//! Only Linux is served so; elsewhere everything is the system allocator's, and so it is with `--cfg system_allocator`, for tools that
-//! watch memory (`.ci/sanitize`): a block that is kept is to them a block in use.
+//! Only Linux is served so; elsewhere everything is the system allocator's, and so it is with the feature `system-allocator`, for
+//! tools that watch memory, such as valgrind: a block that is kept is to them a block in use.
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard};

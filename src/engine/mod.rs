@@ -1,5 +1,5 @@
 //! The engine: models and schedulers from a checkpoint, the loop, and the pictures.
-#[cfg(all(target_os = "linux", not(system_allocator)))]
+#[cfg(all(target_os = "linux", not(feature = "system-allocator")))]
 mod allocator;
 pub mod animate;
 pub mod checkpoint;

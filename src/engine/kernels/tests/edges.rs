@@ -1,7 +1,7 @@
 //! Sizes at the edges: nothing, one, one more than a vector, three images; and sizes that no slice has.
 //!
 //! Results begin as NaN here, and so does working memory wherever debug assertions are on: a number that is not written, or
-//! read before it is, shows. All of it is small, so that Miri can run it (`.ci/sanitize miri`).
+//! read before it is, shows. All of it is small, so that slow tools can run it.
 use super::*;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
