@@ -20,6 +20,12 @@ fn check_cache(folder: &Folder, hub: &Hub) -> usize {
             assert_eq!(bytes, hub.file("owner/tiny", &name), "{name}");
         }
     }
+    let refs = repository(folder).join("refs");
+    if refs.is_dir() {
+        for (name, bytes) in super::server::files_of(&refs) {
+            assert_eq!((name.as_str(), &bytes[..]), ("main", COMMIT.as_bytes()));
+        }
+    }
     let Ok(blobs) = std::fs::read_dir(repository(folder).join("blobs")) else {
         return 0;
     };

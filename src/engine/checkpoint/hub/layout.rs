@@ -82,13 +82,14 @@ impl Layout {
         if std::fs::read_to_string(&path).is_ok_and(|text| text == commit) {
             return Ok(());
         }
-        let folder = make_parent(&path)?;
+        make_parent(&path)?;
         let write = || -> std::io::Result<()> {
             let mut builder = tempfile::Builder::new();
             // As for any new file, and not the mode of a temporary one, which is for its owner alone.
             #[cfg(unix)]
             builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-            let mut file = builder.suffix(".tmp").tempfile_in(folder)?;
+            // Not among the refs: Python takes every file there for one, also what a killed process left.
+            let mut file = builder.suffix(".tmp").tempfile_in(self.folder())?;
             file.write_all(commit.as_bytes())?;
             file.persist(&path)?;
             Ok(())
@@ -174,4 +175,37 @@ pub fn unwritable(path: &Path) -> String {
 /// Whether a text can be a commit: the hub's own have 40 digits.
 pub fn is_commit(text: &str) -> bool {
     text.len() >= 7 && text.len() <= 64 && text.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hf_hub::RepoType;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn nothing_but_refs_is_ever_among_the_refs() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let repository = Repo::new("owner/name".to_owned(), RepoType::Model);
+        let layout = Layout::new(cache.path().to_owned(), repository);
+        let done = AtomicBool::new(false);
+        let names = std::thread::scope(|scope| {
+            let look = scope.spawn(|| {
+                let mut names = std::collections::BTreeSet::new();
+                while !done.load(Ordering::Relaxed) {
+                    let refs = std::fs::read_dir(layout.folder().join("refs"));
+                    let refs = refs.into_iter().flatten().flatten();
+                    names.extend(refs.filter_map(|entry| entry.file_name().into_string().ok()));
+                }
+                names
+            });
+            for k in 0..500 {
+                let noted = layout.note_commit("main", &format!("{k:040x}"));
+                noted.expect("the folder is writable");
+            }
+            done.store(true, Ordering::Relaxed);
+            look.join().expect("it only looks")
+        });
+        assert_eq!(names.into_iter().collect::<Vec<_>>(), ["main"]);
+    }
 }
