@@ -7,10 +7,9 @@ use super::client::{About, Client, Failure};
 use super::layout::{Layout, make_parent, unwritable};
 use super::words::Asked;
 use crate::engine::checkpoint::identity::hex;
-use crate::engine::memory::gigabytes;
 use anyhow::{Context, Result, bail};
 use hf_hub::Repo;
-use indicatif::ProgressBar;
+use indicatif::{DecimalBytes, ProgressBar};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -356,23 +355,16 @@ pub fn check_space(folder: &Path, bytes: u64) -> Result<()> {
     match free(folder) {
         Some(free) if bytes > free => bail!(
             "the download takes {} and the disk of {} has {} free: free some space, or set HF_HUB_CACHE to a folder on another",
-            gigabytes(bytes),
+            DecimalBytes(bytes),
             folder.display(),
-            gigabytes(free)
+            DecimalBytes(free)
         ),
         _ => Ok(()),
     }
 }
 
 /// Bytes that this user can still write where `folder` is, or is going to be; None where the system does not say.
-#[cfg(unix)]
 fn free(folder: &Path) -> Option<u64> {
     let found = folder.ancestors().find(|folder| folder.exists())?;
-    let disk = rustix::fs::statvfs(found).ok()?;
-    disk.f_bavail.checked_mul(disk.f_frsize)
-}
-
-#[cfg(not(unix))]
-fn free(_: &Path) -> Option<u64> {
-    None
+    fs4::available_space(found).ok()
 }
