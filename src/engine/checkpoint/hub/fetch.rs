@@ -1,11 +1,10 @@
 //! All files that a run downloads, of however many repositories: one look at the disk's room, then several at once.
-use super::Repository;
 use super::client::About;
 use super::download::{Downloads, Job, check_space};
-use crate::engine::memory::gigabytes;
+use super::{Repository, bars};
 use anyhow::Result;
 use hf_hub::Repo;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -45,7 +44,7 @@ pub fn fetch(wanted: &[(&Repository, Vec<String>)]) -> Result<()> {
         let commit = commits[of].as_ref();
         (wanted[of].0, commit.expect("a file of it is missing"))
     };
-    let jobs = in_parallel(&missing, &stop, |missing| {
+    let mut jobs = in_parallel(&missing, &stop, |missing| {
         let (repository, commit) = at(missing.of);
         Ok(File {
             of: missing.of,
@@ -55,21 +54,28 @@ pub fn fetch(wanted: &[(&Repository, Vec<String>)]) -> Result<()> {
             },
         })
     })?;
+    jobs.sort_by(|a, b| (a.of, &a.file.name).cmp(&(b.of, &b.file.name)));
     let left = |job: &File<Job>| wanted[job.of].0.bytes_left(&job.file.about);
     check_space(wanted[0].0.layout.cache(), jobs.iter().map(left).sum())?;
     for (of, (repository, _)) in wanted.iter().enumerate() {
         let mine = |job: &&File<Job>| job.of == of;
         let names = missing.iter().filter(|missing| missing.of == of);
         let names: Vec<&str> = names.map(|missing| missing.file.as_str()).collect();
-        let bytes = jobs.iter().filter(mine).map(left).sum();
-        let (names, bytes, id) = (names.join(", "), gigabytes(bytes), repository.id());
+        let bytes = DecimalBytes(jobs.iter().filter(mine).map(left).sum());
+        let (names, id) = (names.join(", "), repository.id());
         match jobs.iter().filter(mine).all(|job| is_small(&job.file)) {
             true if names.is_empty() => {}
             true => tracing::debug!("downloading {names} of {id}"),
             false => tracing::info!("downloading {names} of {id} ({bytes})"),
         }
     }
-    in_parallel(&jobs, &stop, |job| {
+    let names = jobs
+        .iter()
+        .map(|job| (wanted[job.of].0.id(), job.file.name.as_str()));
+    let labels = bars::labels(&names.collect::<Vec<_>>());
+    let width = bars::width(&labels);
+    let jobs: Vec<(&File<Job>, &String)> = std::iter::zip(&jobs, &labels).collect();
+    in_parallel(&jobs, &stop, |(job, label)| {
         let (repository, commit) = at(job.of);
         let downloads = Downloads {
             client: &repository.client,
@@ -78,7 +84,7 @@ pub fn fetch(wanted: &[(&Repository, Vec<String>)]) -> Result<()> {
             asked: repository.asked(),
             stop: &stop,
         };
-        let bar = repository.bar(&job.file);
+        let bar = repository.bar(&job.file, label, width);
         let fetched = downloads.fetch(&job.file, &bar);
         bar.finish_and_clear();
         fetched
@@ -98,18 +104,12 @@ impl Repository {
         about.size.unwrap_or(0).saturating_sub(here)
     }
 
-    fn bar(&self, job: &Job) -> ProgressBar {
-        let Some(bars) = self.bars.get().filter(|_| !is_small(job)) else {
-            return ProgressBar::hidden();
-        };
-        let template = "{msg:34} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec}, {eta} left";
-        let style = ProgressStyle::with_template(template).expect("the template is well formed");
-        // The end of a long name tells more than its start.
-        let skip = job.name.chars().count().saturating_sub(34);
-        let bar = bars.add(ProgressBar::new(job.about.size.unwrap_or(0)));
-        bar.set_style(style.progress_chars("=> "));
-        bar.set_message(job.name.chars().skip(skip).collect::<String>());
-        bar
+    /// Where a download shows how far it is.
+    fn bar(&self, job: &Job, label: &str, width: usize) -> ProgressBar {
+        match self.bars.get().filter(|_| !is_small(job)) {
+            Some(bars) => bars::add(bars, label, width, job.about.size.unwrap_or(0)),
+            None => ProgressBar::hidden(),
+        }
     }
 }
 

@@ -7,8 +7,10 @@
 //! - `layout`: the cache's folders and links
 //! - `client`: requests
 //! - `fetch`: all files of a run, several at once
+//! - `bars`: how far downloads are
 //! - `download`: files that come whole or not at all
 //! - `words`: what went wrong, for the user
+mod bars;
 mod client;
 mod download;
 mod fetch;
