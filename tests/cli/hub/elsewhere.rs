@@ -235,7 +235,7 @@ fn the_disk_is_to_have_room_for_all_together() {
     let run = draw(&hub, &folder, &[&ALL[..], &["-o=a.png"]].concat());
     assert_eq!(run.code, Some(1), "{run:?}");
     assert!(
-        run.stderr.contains("the download takes 8000000000.0 GB"),
+        run.stderr.contains("the download takes 8.00 EB"),
         "{}",
         run.stderr
     );
