@@ -172,7 +172,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the judge's weights, its log and scores.json")
     parser.add_argument("--model", type=pathlib.Path, default=HERE / "txt2img")
     parser.add_argument("--captions", type=int, default=CAPTIONS)
-    parser.add_argument("--judge-steps", type=int, default=2500)
+    parser.add_argument("--judge-steps", type=int, default=4000)
     parser.add_argument("--sheet", type=pathlib.Path, help="also write the pictures of the first 16 captions")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -183,7 +183,7 @@ def main():
     score = lambda pictures: [verdict(s, *f) for s, f in zip(scenes, look(judge, pictures))]
     results = {"the drawings themselves": score([world.draw(scene) for scene in scenes])}
     if args.model.exists():
-        for guidance in (7.5, 3.0, 2.0, 1.0):
+        for guidance in (7.5, 10.0, 4.0, 1.0):
             pictures = draw_all(args.model, captions, guidance)
             results[f"guidance {guidance}"] = score(pictures)
             if args.sheet and guidance == 7.5:

@@ -3,14 +3,17 @@
     python train_txt2img.py --work /tmp/demo-txt2img    # run it again to go on after a stop
 
 In this order: the text tower, which learns to tell from a caption what is in its scene (the place of CLIP's own training); the
-autoencoder; its decoder alone, on latents that are computed once; the UNet, on the same latents. `--only` stops after a part.
+autoencoder; its decoder alone, on latents that are computed once; the UNet, on the same latents, first plainly, then under guidance.
+`--only` stops after a part.
+`--go-on-from` takes a finished checkpoint's text tower and autoencoder as they are, and its UNet goes on learning.
 """
 import argparse, pathlib, random, shutil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 import words, world
 from common import fit, halve, log, once, size_of, start_workers, workers
@@ -138,41 +141,76 @@ def make_unet():
 
 
 def make_pipe(vae, reader, unet, tokenizer):
-    # PNDM, which Stable Diffusion names, needs 50 steps at guidance 7.5 here: its multistep goes astray with 25. UniPC does not.
-    # The other keys are for those who swap.
-    others = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1).config
-    scheduler = UniPCMultistepScheduler.from_config({**others, "clip_sample": False})
+    scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+    scheduler.register_to_config(clip_sample=False)  # for those who swap it
     return StableDiffusionPipeline(vae=vae, text_encoder=reader.tower, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
                                    feature_extractor=None, requires_safety_checker=False)
 
 
+class Lesson:
+    """What the UNet learns: latents with noise, and the states of their captions."""
+
+    def __init__(self, args, vae, reader, tokenizer, batch=32):
+        self.x, self.scenes, self.reader, self.tokenizer, self.batch = latents(args, vae), scenes(), reader, tokenizer, batch
+        self.schedule = DDPMScheduler(**BETAS)
+        self.silent = self.read([""])
+
+    def read(self, captions):
+        with torch.no_grad():
+            return self.reader.tower(words.encode(self.tokenizer, captions)).last_hidden_state
+
+    def draw(self, count, g):
+        """x_0, its noise, t, and the text's states."""
+        pick = torch.randint(len(self.x), (count,), generator=g)
+        rng = random.Random(pick.sum().item())
+        text = self.read([words.spoken(self.scenes[i], rng) for i in pick])
+        x0, t = self.x[pick], torch.randint(1000, (count,), generator=g)
+        return x0, torch.randn(x0.shape, generator=g), t, text
+
+    def plain(self, unet, g):
+        """The squared error of v, one caption in ten empty."""
+        x0, noise, t, text = self.draw(self.batch, g)
+        text = torch.where((torch.rand(self.batch, generator=g) < 0.1)[:, None, None], self.silent, text)
+        noisy = self.schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+        return F.mse_loss(unet(noisy, t, text).sample, self.schedule.get_velocity(x0, noise, t))
+
+    def guided(self, unet, g):
+        """The squared error of v as guidance makes it: v(x_t) + 3.75 (v(x_t, caption) - v(x_t)), and that of v(x_t), with an empty caption.
+
+        A caption of this world tells nearly everything, and classifier-free guidance (Ho & Salimans 2022) of 7.5 would go far past it, into
+        patches of other colours. So a caption moves the guess by 1 / 3.75 of the way only, and with 7.5 by twice the way, which serves best.
+        """
+        half = self.batch // 2
+        x0, noise, t, text = self.draw(half, g)
+        v, noisy = self.schedule.get_velocity(x0, noise, t), self.schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+        given, free = unet(torch.cat([noisy, noisy]), torch.cat([t, t]), torch.cat([text, self.silent.expand(half, -1, -1)])).sample.chunk(2)
+        return F.mse_loss(torch.lerp(free, given, 3.75), v) + F.mse_loss(free, v)
+
+
 def train_unet(args, vae, reader, tokenizer):
-    x, known, batch = latents(args, vae), scenes(), 32
-    schedule = DDPMScheduler(**BETAS)
-    with torch.no_grad():
-        silent = reader.tower(words.encode(tokenizer, [""])).last_hidden_state
+    lesson = Lesson(args, vae, reader, tokenizer)
     watched = [world.FAVOURITE, *(world.caption(scene, random.Random(0)) for scene in scenes(15, seed=2))]
 
-    def loss_of(unet, g):
-        pick = torch.randint(len(x), (batch,), generator=g)
-        rng = random.Random(pick.sum().item())
-        with torch.no_grad():
-            text = reader.tower(words.encode(tokenizer, [words.spoken(known[i], rng) for i in pick])).last_hidden_state
-        text = torch.where((torch.rand(batch, generator=g) < 0.1)[:, None, None], silent, text)
-        x0, t = x[pick], torch.randint(1000, (batch,), generator=g)
-        noise = torch.randn(x0.shape, generator=g)
-        noisy = schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(unet(noisy, t, text).sample, schedule.get_velocity(x0, noise, t))
-
-    def look(unet, step):
+    def look(unet, step, name="unet"):
         pipe = make_pipe(vae, reader, unet, tokenizer)
         pipe.set_progress_bar_config(disable=True)
         drawn = [pipe(watched, num_inference_steps=20, guidance_scale=g, generator=torch.Generator().manual_seed(0), output_type="np").images for g in (1.0, 3.0, 7.5)]
-        world.sheet([(p * 255).round().astype(np.uint8) for p in np.concatenate(drawn)], 16).save(args.work / f"unet-{step:06}.png")
+        world.sheet([(p * 255).round().astype(np.uint8) for p in np.concatenate(drawn)], 16).save(args.work / f"{name}-{step:06}.png")
 
-    unet = make_unet().to(memory_format=torch.channels_last)
-    log(args.work, f"unet: {sum(p.numel() for p in unet.parameters())} parameters, latents deviate by {x.std():.3f}; watched: {watched}")
-    return fit("unet", unet, loss_of, args.unet_steps, args.unet_rate, args.work, average=0.999, look=look, look_every=500)
+    unet = UNet2DConditionModel.from_pretrained(args.go_on_from, subfolder="unet", torch_dtype=torch.float32).train() if args.go_on_from else make_unet()
+    unet.to(memory_format=torch.channels_last)
+    log(args.work, f"unet: {sum(p.numel() for p in unet.parameters())} parameters, latents deviate by {lesson.x.std():.3f}; watched: {watched}")
+    unet = fit("unet", unet, lesson.plain, args.unet_steps, args.unet_rate, args.work, average=0.999, cooldown=0, look=look, look_every=500)
+    unet.requires_grad_(True).train()
+    return fit("guided", unet, lesson.guided, args.guided_steps, args.guided_rate, args.work, average=0.998, cooldown=0.6, look=lambda unet, step: look(unet, step, "guided"), look_every=500)
+
+
+def started(args, tokenizer):
+    """The text tower and the autoencoder of the checkpoint to go on from."""
+    reader = words.Reader(tokenizer)
+    reader.tower = CLIPTextModel.from_pretrained(args.go_on_from, subfolder="text_encoder", dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(args.go_on_from, subfolder="vae", torch_dtype=torch.float32).to(memory_format=torch.channels_last)
+    return reader.requires_grad_(False).eval(), vae.requires_grad_(False).eval()
 
 
 def train_text(args, tokenizer):
@@ -188,8 +226,11 @@ def main():
     parser.add_argument("--vae-steps", type=int, default=3000)
     parser.add_argument("--decoder-steps", type=int, default=2500)
     parser.add_argument("--text-steps", type=int, default=2000)
-    parser.add_argument("--unet-steps", type=int, default=6600)
+    parser.add_argument("--unet-steps", type=int, default=9000)
+    parser.add_argument("--guided-steps", type=int, default=3000)
     parser.add_argument("--unet-rate", type=float, default=1.5e-3)
+    parser.add_argument("--guided-rate", type=float, default=7e-4)
+    parser.add_argument("--go-on-from", type=pathlib.Path, help="a finished checkpoint; with --unet-steps 0 its UNet goes on under guidance")
     parser.add_argument("--only", choices=["vae", "text", "decoder"])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -197,14 +238,17 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     start_workers()
     tokenizer = words.make_tokenizer(args.work / f"tokenizer-{workers()[0]}")
-    if args.only == "vae":
-        return train_vae(args)
-    reader = train_text(args, tokenizer)
-    if args.only == "text":
-        return
-    vae = train_decoder(args, center(train_vae(args), pictures(args)))
-    if args.only == "decoder":
-        return
+    if args.go_on_from:
+        reader, vae = started(args, tokenizer)
+    else:
+        if args.only == "vae":
+            return train_vae(args)
+        reader = train_text(args, tokenizer)
+        if args.only == "text":
+            return
+        vae = train_decoder(args, center(train_vae(args), pictures(args)))
+        if args.only == "decoder":
+            return
     unet = train_unet(args, vae, reader, tokenizer)
     if workers()[0]:
         return
