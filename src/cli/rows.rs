@@ -142,18 +142,28 @@ pub fn count(path: &Path, shard: Option<Shard>) -> Option<usize> {
     if !std::fs::metadata(path).ok()?.is_file() {
         return None;
     }
-    let lines = BufReader::new(File::open(path).ok()?).split(b'\n');
-    let rows = lines
-        .map_while(|line| line.ok())
-        .filter(|line| !line.iter().all(u8::is_ascii_whitespace));
-    let taken = |number: &usize| shard.is_none_or(|shard| shard.takes(*number));
-    Some(
-        (1..)
-            .zip(rows)
-            .map(|(number, _)| number)
-            .filter(taken)
-            .count(),
-    )
+    let mut reader = BufReader::new(File::open(path).ok()?);
+    let (mut number, mut count, mut blank) = (0, 0, true);
+    let mut end_line = |blank: bool| {
+        number += usize::from(!blank);
+        count += usize::from(!blank && shard.is_none_or(|shard| shard.takes(number)));
+    };
+    // A line may be of any length, so none is held.
+    loop {
+        let bytes = reader.fill_buf().ok()?;
+        let length = bytes.len();
+        if length == 0 {
+            end_line(blank);
+            return Some(count);
+        }
+        for &byte in bytes {
+            if byte == b'\n' {
+                end_line(blank);
+            }
+            blank = byte == b'\n' || blank && byte.is_ascii_whitespace();
+        }
+        reader.consume(length);
+    }
 }
 
 /// The lines of `--prompts`.

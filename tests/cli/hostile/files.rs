@@ -278,6 +278,16 @@ fn files_that_are_none_are_refused_and_never_waited_for() {
 }
 
 #[test]
+fn a_row_without_end_is_refused() {
+    let folder = model("tiny-sd");
+    let rows = std::fs::File::create(folder.file("rows")).expect("the folder is writable");
+    rows.set_len(300 << 20).expect("there is room for a hole");
+    let args = ["txt2img", "--model", "model", "--prompts", "rows"];
+    let said = refused(&folder, &args);
+    assert!(said.contains("is longer than 1048576 bytes"), "{said}");
+}
+
+#[test]
 fn pictures_that_lie_are_refused() {
     let chunk = |kind: &[u8], data: &[u8]| {
         let mut bytes = (data.len() as u32).to_be_bytes().to_vec();
