@@ -12,7 +12,7 @@ pub fn report(err: &clap::Error) -> ExitCode {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let (out, errors) = (std::io::stdout(), std::io::stderr());
+            let (mut out, mut errors) = (std::io::stdout(), std::io::stderr());
             let terminal = match err.use_stderr() {
                 true => errors.is_terminal(),
                 false => out.is_terminal(),
@@ -21,11 +21,13 @@ pub fn report(err: &clap::Error) -> ExitCode {
                 true => err.render().ansi().to_string(),
                 false => err.render().to_string(),
             };
-            // A closed stream is the reader's choice.
-            let _ = match err.use_stderr() {
-                true => write!(&errors, "{text}"),
-                false => write!(&out, "{text}"),
+            let written = match err.use_stderr() {
+                true => write!(errors, "{text}"),
+                false => write!(out, "{text}").and_then(|()| out.flush()),
             };
+            if !is_written(written) {
+                return ExitCode::FAILURE;
+            }
         }
         _ => {
             let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&err.to_string()));
@@ -82,9 +84,21 @@ pub fn print_versions() -> ExitCode {
         format!("memory    {memory} free"),
         format!("cuda      {cuda}"),
     ];
-    // A closed stream is the reader's choice.
-    let _ = writeln!(std::io::stdout(), "{}", lines.join("\n"));
-    ExitCode::SUCCESS
+    match is_written(writeln!(std::io::stdout(), "{}", lines.join("\n"))) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Says why stdout cannot be written; a reader who has gone away is none of that.
+fn is_written(written: std::io::Result<()>) -> bool {
+    match written {
+        Err(err) if err.kind() != std::io::ErrorKind::BrokenPipe => {
+            let _ = writeln!(std::io::stderr(), "diffuse: writing to stdout: {err}");
+            false
+        }
+        _ => true,
+    }
 }
 
 /// Clap's paragraphs in one line, without the usage.

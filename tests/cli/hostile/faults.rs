@@ -1,7 +1,7 @@
 //! A disk that is full, a folder that changes under a run, a reader that went away.
 use super::support::{DDPM, UNET, model, write};
 use crate::hub::server::{Fault, Hub, files_of};
-use crate::support::{Folder, Run};
+use crate::support::{Folder, Run, pixels};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,32 +9,43 @@ use std::time::Duration;
 #[test]
 fn a_model_that_changes_while_it_is_read_gives_a_picture_or_an_error() {
     let folder = model("tiny-ddpm");
-    let weights = files_of(&folder.file("model"))[UNET].clone();
-    let config = files_of(&folder.file("model"))["unet/config.json"].clone();
+    let args = [&DDPM[..], &["--seed", "1", "--overwrite"]].concat();
+    assert_eq!(folder.run(&args).code, Some(0));
+    let whole = pixels(&folder.read("a.png"));
+    let files = files_of(&folder.file("model"));
+    let names = [UNET, "unet/config.json", "model_index.json"];
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // In place, so that a file that is open changes too.
+            let beside = folder.file("model/beside");
             for turn in 0usize.. {
                 if done.load(Ordering::Relaxed) {
                     break;
                 }
-                write(&folder, UNET, &weights[..weights.len() * (turn % 7) / 6]);
-                write(
-                    &folder,
-                    "unet/config.json",
-                    &config[..config.len() * (turn % 3) / 2],
-                );
+                for name in names {
+                    let (path, bytes) = (folder.file("model").join(name), &files[name]);
+                    match turn % 8 {
+                        // Gone, and back as another file.
+                        2 => std::fs::remove_file(&path).expect("it is there"),
+                        3 | 5 => {
+                            std::fs::write(&beside, bytes).expect("the folder is writable");
+                            std::fs::rename(&beside, &path).expect("one disk");
+                        }
+                        // In place, so that a file that is open changes too.
+                        n => write(&folder, name, &bytes[..bytes.len() * (n % 5) / 4]),
+                    }
+                }
                 std::thread::sleep(Duration::from_micros(300));
             }
         });
         for _ in 0..20 {
-            let run = folder.run([&DDPM[..], &["--overwrite"]].concat());
+            let run = folder.run(&args);
             assert!(
                 matches!(run.code, Some(0 | 1)) && !run.stderr.contains("panicked"),
                 "{run:?}"
             );
             assert_eq!(run.code == Some(0), run.stdout == "a.png\n", "{run:?}");
+            assert_eq!(pixels(&folder.read("a.png")), whole);
         }
         done.store(true, Ordering::Relaxed);
     });
@@ -57,20 +68,22 @@ fn a_reader_that_goes_away_costs_no_picture() {
 #[test]
 fn a_device_that_is_full_is_told() {
     let folder = model("tiny-ddpm");
-    let full = std::fs::File::options()
-        .write(true)
-        .open("/dev/full")
-        .expect("Linux has it");
-    let mut command = folder.command([&DDPM[..7], &["-o", "-"]].concat());
-    let output = command.stdout(full).output().expect("the program starts");
-    let run: Run = output.into();
-    assert_eq!(run.code, Some(1), "{run:?}");
-    assert!(
-        run.stderr
-            .contains("diffuse: writing to stdout: No space left"),
-        "{}",
-        run.stderr
-    );
+    for args in [
+        &[&DDPM[..7], &["-o", "-"]].concat()[..],
+        &DDPM,
+        &[&DDPM[..7], &["--dry-run"]].concat(),
+        &["ddpm", "--model", "model", "--print-schedule"],
+        &["--help"],
+        &["--version", "--verbose"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let mut command = folder.command(args);
+        command.stdout(full.expect("Linux has it"));
+        let run: Run = command.output().expect("the program starts").into();
+        assert_eq!(run.code, Some(1), "{args:?}: {run:?}");
+        let said = "diffuse: writing to stdout: No space left";
+        assert!(run.stderr.contains(said), "{args:?}: {}", run.stderr);
+    }
 }
 
 /// By hand, as root: `mount -t tmpfs -o size=1m tmpfs /mnt; SMALL_DISK=/mnt cargo test --test cli -- --ignored full_disk`
