@@ -13,6 +13,7 @@ mod hostile {
     mod configs;
     mod faults;
     mod files;
+    mod kills;
     mod support;
 }
 mod hub {
