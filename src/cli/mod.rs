@@ -8,6 +8,8 @@ mod args;
 mod ask;
 mod colour;
 mod ddpm;
+#[cfg(test)]
+mod fuzz;
 mod look;
 mod names;
 mod order;
