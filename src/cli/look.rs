@@ -130,9 +130,10 @@ impl Look {
         if self.grid.is_none() || self.sheet.len() >= SHEET_LIMIT {
             return;
         }
-        match image::open(path) {
+        let picture = png::check_palette(path).and_then(|()| Ok(image::open(path)?));
+        match picture {
             Ok(picture) => self.sheet.add(&picture.into_rgb8(), caption.to_owned()),
-            Err(err) => tracing::warn!("{} is not on the sheet: {err}", path.display()),
+            Err(err) => tracing::warn!("{} is not on the sheet: {err:#}", path.display()),
         }
     }
 

@@ -93,9 +93,17 @@ pub fn number(value: f64) -> Value {
 
 fn typed(id: &str, text: &str) -> Value {
     match serde_json::from_str::<Number>(text) {
-        Ok(number) if !TEXTS.contains(&id) => number.into(),
+        Ok(number) if !TEXTS.contains(&id) && is_exact(&number, text) => number.into(),
         _ => text.into(),
     }
+}
+
+/// Whether `number`, read from `text`, is what `text` says and comes back from a file: serde_json may read fractions of many digits
+/// as a neighbour. What is not exact stays a text, which a flag takes as well.
+fn is_exact(number: &Number, text: &str) -> bool {
+    !number.is_f64()
+        || (text.parse().ok() == number.as_f64()
+            && serde_json::from_str::<Number>(&number.to_string()).ok() == Some(number.clone()))
 }
 
 /// A row's settings as flags, and its prompt.
@@ -207,6 +215,19 @@ mod tests {
 
     fn row(json: &str) -> Result<(Vec<OsString>, Option<String>)> {
         of_row(&serde_json::from_str(json)?)
+    }
+
+    #[test]
+    fn a_fraction_of_many_digits_is_remembered_to_the_last() -> Result<()> {
+        let long = (-9.244701577070743e218f64).to_string();
+        for text in [&long, "-9.244701577070743e218", "7.5", "0.1", "8", "1e400"] {
+            let value = typed("guidance_scale", text);
+            let kept: Value = serde_json::from_str(&value.to_string())?;
+            let wanted = text.parse::<f64>()?;
+            assert_eq!(scalar("guidance_scale", &kept)?.parse::<f64>()?, wanted);
+        }
+        assert!(typed("guidance_scale", "7.5").is_f64());
+        Ok(())
     }
 
     #[test]

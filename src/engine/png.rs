@@ -78,8 +78,25 @@ pub fn read_text(path: &Path, keyword: &str) -> Result<Option<String>> {
     }
 }
 
+/// Fails where the PNG at `path` has a palette of broken colours, on which the png crate panics (0.18.1) when it comes to the pixels.
+pub fn check_palette(path: &Path) -> Result<()> {
+    let name = path.display();
+    let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
+    let limits = Limits { bytes: TEXTS_LIMIT };
+    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
+        .read_info()
+        .with_context(|| format!("{name} is not a PNG that can be read"))?;
+    let bytes = reader.info().palette.as_ref().map_or(0, |p| p.len());
+    ensure!(
+        bytes % 3 == 0 && bytes <= 3 * 256,
+        "the palette of {name} has {bytes} bytes, which are not up to 256 colours of 3"
+    );
+    Ok(())
+}
+
 /// The pixels of the PNG at `path`, which must have the size of `like`: no more memory is taken than that needs.
 pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<RgbImage> {
+    check_palette(path)?;
     let name = path.display();
     let mut reader =
         image::ImageReader::open(path).with_context(|| format!("{name} cannot be read"))?;
@@ -148,6 +165,23 @@ mod tests {
     fn a_picture_of_another_size_is_not_decoded() -> Result<()> {
         let (_folder, path) = saved(&encode(&RgbImage::new(3, 1), &[])?);
         assert!(read_pixels(&path, &small()).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_palette_of_broken_colours_is_refused() -> Result<()> {
+        for (bytes, fine) in [(3, true), (768, true), (1, false), (5, false), (771, false)] {
+            let mut file = Vec::new();
+            let mut encoder = Encoder::new(&mut file, 2, 1);
+            encoder.set_color(ColorType::Indexed);
+            encoder.set_palette(vec![9; bytes]);
+            let mut writer = encoder.write_header()?;
+            writer.write_image_data(&[0; 2])?;
+            writer.finish()?;
+            let (_folder, path) = saved(&file);
+            let read = read_pixels(&path, &small());
+            assert_eq!(read.is_ok(), fine, "{bytes}: {read:?}");
+        }
         Ok(())
     }
 

@@ -78,7 +78,7 @@ pub const TXT2IMG: [&str; 10] = [
     "a.png",
 ];
 
-/// The model is refused: one line, no panic, at once, and nothing is left behind.
+/// The model is refused: one line, no panic, without reading on for ever, and nothing is left behind.
 #[track_caller]
 pub fn refused(folder: &Folder, args: &[&str]) -> String {
     let before = folder.names();
@@ -95,7 +95,7 @@ pub fn refused(folder: &Folder, args: &[&str]) -> String {
     assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
     assert!(lines[0].len() < 1000, "{}", run.stderr);
     assert_eq!(folder.names(), before, "something was left behind");
-    // A second where nothing else runs; tests run beside each other.
-    assert!(taken < Duration::from_secs(10), "{taken:?}: {}", run.stderr);
+    // A second where nothing else runs; tests run beside each other, and only what never ends must fail.
+    assert!(taken < Duration::from_secs(60), "{taken:?}: {}", run.stderr);
     lines[0].to_owned()
 }

@@ -7,17 +7,20 @@ use diffuse::engine::progress::Progress;
 use diffuse::engine::runtime::{DeviceChoice, Precision, Runtime};
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestRunner};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How many inputs a property is tried on: `FUZZ_CASES`, or a few.
-fn cases(few: u32) -> u32 {
+/// How many inputs a property is tried on, and which: `FUZZ_CASES` that differ each time, or the same few.
+fn cases(few: u32) -> (u32, RngSeed) {
     let asked = std::env::var("FUZZ_CASES").ok();
-    asked.and_then(|n| n.parse().ok()).unwrap_or(few)
+    match asked.and_then(|n| n.parse().ok()) {
+        Some(cases) => (cases, RngSeed::Random),
+        None => (few, RngSeed::Fixed(0)),
+    }
 }
 
 /// What is counted of an input: the last stage that it reached, or why it was refused.
@@ -31,8 +34,10 @@ pub fn fuzz<S: Strategy>(
     deepest: &str,
     reader: impl Fn(&S::Value) -> Reached,
 ) {
+    let (cases, rng_seed) = cases(few);
     let config = Config {
-        cases: cases(few),
+        cases,
+        rng_seed,
         failure_persistence: None,
         max_shrink_iters: 4000,
         ..Config::default()

@@ -227,7 +227,7 @@ fn no_damage_to_a_header_panics() {
 #[test]
 fn no_damage_to_a_models_weights_panics() {
     let model = Model::of("assets/tiny-ddpm");
-    fuzz(32, damages(), "drawn", |damages| {
+    fuzz(96, damages(), "drawn", |damages| {
         model.spoil(WEIGHTS, damaged(model.file(WEIGHTS), damages));
         draw(&model.open()?, "")
     });
