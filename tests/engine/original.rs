@@ -138,28 +138,28 @@ fn the_tower_of_stable_diffusion_2_ends_a_layer_early() {
     assert_eq!(scheduler["prediction_type"], "v_prediction");
 }
 
+/// What a file's shapes tell of its UNet.
+const UNET_KEYS: [&str; 11] = [
+    "in_channels",
+    "out_channels",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "mid_block_type",
+    "cross_attention_dim",
+    "use_linear_projection",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+];
+
 // What diffusers wrote about the same networks.
 #[test]
 fn the_shapes_tell_what_the_configurations_say() {
     for file in ["sd2.ckpt", "xl.safetensors"] {
         let (checkpoint, name) = (open(file), file.split_once('.').unwrap().0);
         for (component, keys) in [
-            (
-                "unet",
-                &[
-                    "in_channels",
-                    "out_channels",
-                    "block_out_channels",
-                    "down_block_types",
-                    "up_block_types",
-                    "mid_block_type",
-                    "cross_attention_dim",
-                    "use_linear_projection",
-                    "addition_embed_type",
-                    "addition_time_embed_dim",
-                    "projection_class_embeddings_input_dim",
-                ][..],
-            ),
+            ("unet", &UNET_KEYS[..]),
             (
                 "vae",
                 &[
@@ -203,19 +203,11 @@ fn the_shapes_of_a_pruned_file_tell_what_its_configuration_does() {
     let told = open("xl-pruned.safetensors")
         .json("unet", "config.json")
         .unwrap();
-    for key in [
-        "block_out_channels",
-        "down_block_types",
-        "up_block_types",
-        "mid_block_type",
-        "cross_attention_dim",
-        "use_linear_projection",
-        "addition_embed_type",
-        "addition_time_embed_dim",
-        "projection_class_embeddings_input_dim",
-        "reverse_transformer_layers_per_block",
-    ] {
-        assert_eq!(told[key], config[key], "{key}");
+    for key in UNET_KEYS
+        .iter()
+        .chain(&["reverse_transformer_layers_per_block"])
+    {
+        assert_eq!(told[*key], config[*key], "{key}");
     }
     assert_eq!(config["layers_per_block"], 2);
     assert_eq!(told["layers_per_block"], serde_json::json!([2, 2]));
