@@ -250,8 +250,9 @@ impl Store {
             };
             let first = files.first().unwrap_or(&"no file");
             error(format!(
-                "{}: tensor {name} is missing from {first}{more}",
-                self.component
+                "{}: tensor {} is missing from {first}{more}",
+                self.component,
+                one_line(name)
             ))
         })
     }
@@ -283,8 +284,9 @@ impl Store {
         read()
             .map_err(|err| {
                 error(format!(
-                    "{}: tensor {name} of {label}: {err}",
-                    self.component
+                    "{}: tensor {} of {label}: {err}",
+                    self.component,
+                    one_line(name)
                 ))
             })?
             .to_device(device)
@@ -306,8 +308,9 @@ impl SimpleBackend for Backend {
         // A 1x1 convolution and a linear layer hold the same numbers in the same order; old VAEs have the one where new ones have the other.
         if without_trailing_ones(shape.dims()) != without_trailing_ones(&entry.shape) {
             return Err(error(format!(
-                "{}: tensor {name}: expected {:?}, found {:?}",
+                "{}: tensor {}: expected {:?}, found {:?}",
                 self.0.component,
+                one_line(name),
                 shape.dims(),
                 entry.shape
             )));

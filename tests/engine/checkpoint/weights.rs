@@ -85,6 +85,25 @@ fn a_wrong_shape_and_a_missing_tensor_are_named() {
     );
     assert!(said(weights.finish()).contains("conv_in.weight"));
 }
+
+#[test]
+fn a_name_with_a_line_break_makes_no_second_line() {
+    let (_folder, checkpoint) = checkpoint(|unet| {
+        save(
+            &unet.join("diffusion_pytorch_model.safetensors"),
+            &[("a\nb", numbers(&[2]).to_dtype(DType::I64).unwrap())],
+        )
+    });
+    let weights = open(&checkpoint, Naming::default()).unwrap();
+    let vb = weights.var_builder(DType::F32, &Device::Cpu);
+    for (shape, name) in [(2, "a\nb"), (3, "a\nb"), (2, "c\nd")] {
+        let text = vb.get(shape, name).unwrap_err().to_string();
+        let first = text.split("\n   0: ").next().unwrap();
+        assert!(!first.contains('\n'), "{text}");
+        assert!(first.contains(&name.replace('\n', " ")), "{text}");
+    }
+}
+
 /// A file with the header given and `data` bytes after it.
 fn raw_safetensors(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
@@ -138,6 +157,7 @@ fn headers_that_lie_are_refused() {
         assert!(text.contains(part), "{text} should say {part}");
     }
 }
+
 #[test]
 #[ignore = "a measurement: set WEIGHTS_MODEL to a large checkpoint's folder"]
 fn loading_a_large_component_is_timed() {
