@@ -2,6 +2,7 @@
 #[cfg(all(target_os = "linux", not(feature = "system-allocator")))]
 mod allocator;
 pub mod animate;
+mod bar_screen;
 pub mod checkpoint;
 pub mod cost;
 pub mod denoise;

@@ -1,6 +1,7 @@
 //! What is being done, how far it is and how long each phase took.
 //!
 //! One line on a terminal: pictures done, the phase, and while denoising the calls made, the rate and the time left.
+use super::bar_screen;
 use anyhow::Result;
 use indicatif::{
     HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
@@ -87,7 +88,7 @@ impl Progress {
 
     /// Draws on stderr from now on, where that is a terminal.
     pub fn show(&self) {
-        self.bars.set_draw_target(ProgressDrawTarget::stderr());
+        self.bars.set_draw_target(bar_screen::stderr());
     }
 
     /// What other bars, those of downloads, are added to, so that none tears another.
@@ -150,9 +151,7 @@ impl Progress {
         let template = match phase {
             Phase::Load => "{pictures}loading {elapsed}",
             Phase::Text => "{pictures}reading the text",
-            Phase::Denoise => {
-                "{pictures}denoising {pos}/{len} [{bar:24}] {rate}, {eta} left{whole}"
-            }
+            Phase::Denoise => "{pictures}denoising {pos}/{len} [{bar:24}] {pace}{whole}",
             Phase::Decode => "{pictures}decoding {elapsed}",
             Phase::Write => "{pictures}writing",
         };
@@ -164,8 +163,8 @@ impl Progress {
             .expect("the template is well formed")
             .progress_chars("=> ")
             // A formatter has nowhere to report an error to.
-            .with_key("rate", |state: &ProgressState, out: &mut dyn Write| {
-                let _ = out.write_str(&rate(state.per_sec()));
+            .with_key("pace", |state: &ProgressState, out: &mut dyn Write| {
+                let _ = out.write_str(&pace(state.per_sec(), state.eta()));
             })
             .with_key("pictures", move |_: &ProgressState, out: &mut dyn Write| {
                 let _ = out.write_str(&lock(&pictures).counter());
@@ -220,15 +219,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Steps in a second, or seconds for a step when that is the larger number.
-fn rate(per_second: f64) -> String {
-    if per_second >= 1.0 {
+/// Steps in a second, or seconds for a step when that is the larger number, and the time left; before the first step neither is known.
+fn pace(per_second: f64, left: Duration) -> String {
+    let rate = if per_second >= 1.0 {
         format!("{per_second:.1} it/s")
     } else if per_second > 0.0 {
         format!("{:.1} s/it", 1.0 / per_second)
     } else {
-        "- it/s".to_owned()
-    }
+        return "- it/s".to_owned();
+    };
+    format!("{rate}, {:#} left", HumanDuration(left))
 }
 
 #[cfg(test)]
@@ -236,10 +236,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_steps_are_told_in_seconds() {
-        assert_eq!(rate(12.34), "12.3 it/s");
-        assert_eq!(rate(0.125), "8.0 s/it");
-        assert_eq!(rate(0.0), "- it/s");
+    fn slow_steps_are_told_in_seconds_and_nothing_is_foretold_before_the_first() {
+        let left = Duration::from_secs(90);
+        assert_eq!(pace(12.34, left), "12.3 it/s, 2m left");
+        assert_eq!(pace(0.125, left), "8.0 s/it, 2m left");
+        assert_eq!(pace(0.0, Duration::ZERO), "- it/s");
     }
 
     #[test]

@@ -1,4 +1,6 @@
 //! The program as its user meets it: arguments in, exit code, files and text out.
+#[cfg(target_os = "linux")]
+mod bar;
 mod batches;
 #[cfg(target_os = "linux")]
 mod colours;

@@ -1,5 +1,7 @@
 //! The bars of downloads: one a file, with its rate and the time left, in lines that fit a terminal of 80 columns.
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use crate::engine::bar_screen::ECHO;
+use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, ProgressStyle};
+use std::fmt::Write;
 use std::time::Duration;
 
 /// Letters of a name, at most.
@@ -49,8 +51,20 @@ fn part(name: &str) -> Option<String> {
 
 /// Adds a bar for a file of `bytes`; its label takes `width` letters.
 pub fn add(bars: &MultiProgress, label: &str, width: usize, bytes: u64) -> ProgressBar {
-    let template = "{msg} [{wide_bar}] {decimal_bytes:>9}/{decimal_total_bytes:9} {decimal_bytes_per_sec:>11}, {eta:>3} left";
-    let style = ProgressStyle::with_template(template).expect("the template is well formed");
+    let template = "{msg} [{wide_bar}] {decimal_bytes:>9}/{decimal_total_bytes:9} {decimal_bytes_per_sec:>11}{left}";
+    let style = ProgressStyle::with_template(&format!("{template}{ECHO}"))
+        .expect("the template is well formed")
+        // A formatter has nowhere to report an error to.
+        .with_key("left", |state: &ProgressState, out: &mut dyn Write| {
+            // Before the first bytes nothing can be foretold.
+            if state.per_sec() > 0.0 {
+                let _ = write!(
+                    out,
+                    ", {:>3} left",
+                    format!("{:#}", HumanDuration(state.eta()))
+                );
+            }
+        });
     let bar = bars.add(ProgressBar::new(bytes));
     bar.set_style(style.progress_chars("=> "));
     // The end of a long name tells more than its start.
