@@ -2,6 +2,7 @@
 use super::names::Target;
 use super::terminal::Terminal;
 use crate::engine::checkpoint::{Checkpoint, Wanted};
+use crate::engine::cost::Work;
 use crate::engine::memory::{self, gigabytes};
 use crate::engine::pipelines::{Plan, System};
 use crate::engine::runtime::Runtime;
@@ -15,8 +16,8 @@ use std::time::Duration;
 pub struct Price {
     pictures: usize,
     calls: usize,
-    /// Multiplications and additions of all calls and of all decoding.
-    work: f64,
+    /// Of all calls and of all decoding.
+    work: Work,
     /// Of one batch, at its widest moment.
     maps: u64,
     names: Vec<String>,
@@ -30,7 +31,7 @@ impl Price {
         self.pictures += 1;
         self.calls += plan.calls;
         self.work += plan.work;
-        self.maps = self.maps.max(plan.working_bytes * batch_size as u64);
+        self.maps = self.maps.max(plan.working_bytes(batch_size));
         if self.names.len() < NAMES {
             let name = target.path().map(|path| path.display().to_string());
             self.names.push(name.unwrap_or_else(|| "stdout".to_owned()));
@@ -69,8 +70,9 @@ impl Price {
             count(lora.wanted()?);
         }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
-        let peak = kept + self.maps + memory::OWN;
-        let seconds = self.work / runtime.speed()?;
+        let used = kept + self.maps + memory::OWN;
+        let peak = used + memory::slack(used);
+        let seconds = runtime.seconds(self.work)?;
         if as_json {
             let missing: Vec<_> = missing
                 .iter()

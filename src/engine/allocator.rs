@@ -8,6 +8,7 @@
 //!
 //! Only Linux is served so; elsewhere everything is the system allocator's, and so it is with the feature `system-allocator`, for
 //! tools that watch memory, such as valgrind: a block that is kept is to them a block in use.
+use super::memory::slack;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard};
@@ -20,10 +21,6 @@ static ALLOCATOR: KeepLarge = KeepLarge;
 
 const LARGE: usize = 1 << 20;
 const HUGE_PAGE: usize = 2 << 20;
-/// Bytes that may be kept beyond the peak of use. Without them blocks of one size would make way for those of another
-/// and back in every call of a network.
-const SLACK: usize = 256 << 20;
-
 /// A free block and its whole length.
 #[derive(Clone, Copy)]
 struct Block(*mut u8, usize);
@@ -70,7 +67,9 @@ impl Kept {
         if let Some(i) = found {
             return (self.remove(i).0, false);
         }
-        while self.count > 0 && self.used + self.bytes > self.peak + SLACK {
+        while self.count > 0
+            && self.used + self.bytes > self.peak + slack(self.peak as u64) as usize
+        {
             unmap(self.remove(0));
         }
         let block = map(length);
@@ -243,7 +242,7 @@ mod tests {
                     .collect::<Vec<_>>(),
             );
             let kept = kept();
-            assert!(kept.used + kept.bytes <= kept.peak + SLACK);
+            assert!(kept.used + kept.bytes <= kept.peak + slack(kept.peak as u64) as usize);
             assert!(kept.bytes > 0);
         }
     }

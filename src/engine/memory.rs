@@ -4,6 +4,12 @@ use anyhow::{Result, bail};
 /// What the program takes without a model: its code, the tokenizer's tables, the threads' stacks.
 pub const OWN: u64 = 40 << 20;
 
+/// Bytes that the allocator may keep beyond the most that was ever in use, for one of so many bytes. Without them blocks of one size
+/// would make way for those of another and back in every call of a network.
+pub fn slack(peak: u64) -> u64 {
+    (peak / 8).min(256 << 20)
+}
+
 /// Bytes that can be had without swapping; None where the system does not say.
 pub fn available() -> Option<u64> {
     kilobytes("/proc/meminfo", "MemAvailable:")

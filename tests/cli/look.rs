@@ -341,3 +341,18 @@ fn the_price_is_known_without_the_weights() {
     assert_eq!(run.objects()[0]["weights"], 1000, "{run:?}");
     assert_eq!(folder.run(["ddpm", "--model", "m"]).code, Some(1));
 }
+
+#[test]
+fn a_dry_run_foretells_about_the_memory_that_the_run_takes() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let first = [
+        "txt2img", "a cat", "--model", &model, "--steps", "1", "--json",
+    ];
+    let large = ["--guidance-scale", "1", "--width", "768", "--height", "768"];
+    let of = |key: &str, more: &[&str]| {
+        let run = folder.run([&first[..], &large, more].concat());
+        run.objects()[0][key].as_f64().expect("bytes")
+    };
+    let ratio = of("memory", &["--dry-run"]) / of("peak_memory", &["-o", "a.png"]);
+    assert!((0.8..1.5).contains(&ratio), "{ratio}");
+}

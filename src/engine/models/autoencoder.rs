@@ -53,17 +53,6 @@ impl Autoencoder {
         }
     }
 
-    /// Channels of the widest map of the picture's own size.
-    pub fn top_width(&self) -> usize {
-        match self {
-            Self::Kl(config) => {
-                let widths = config.block_out_channels.iter().take(2);
-                widths.max().copied().unwrap_or(1)
-            }
-            Self::Tiny(config) => config.width(),
-        }
-    }
-
     /// Whether decoding overflows in f16. The tiny one never does.
     pub fn force_upcast(&self) -> bool {
         matches!(self, Self::Kl(config) if config.force_upcast)

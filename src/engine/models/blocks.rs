@@ -66,8 +66,9 @@ struct Layer {
 }
 
 impl Layer {
-    fn forward(&self, x: &Map, temb: Option<&Tensor>, text: Option<&Text>) -> Result<Map> {
-        let x = self.resnet.forward(x, temb)?;
+    /// Takes `x`, which is not needed any more when the attention begins.
+    fn forward(&self, mut x: Map, temb: Option<&Tensor>, text: Option<&Text>) -> Result<Map> {
+        x = self.resnet.forward(&x, temb)?;
         match &self.attention {
             Some(attention) => attention.forward(&x, text),
             None => Ok(x),
@@ -147,7 +148,7 @@ impl DownBlock {
         skips: &mut Vec<Map>,
     ) -> Result<Map> {
         for layer in &self.layers {
-            x = layer.forward(&x, Some(temb), text)?;
+            x = layer.forward(x, Some(temb), text)?;
             skips.push(x.clone());
         }
         if let Some(conv) = &self.downsampler {
@@ -251,7 +252,7 @@ impl UpBlock {
             let skip = skips
                 .pop()
                 .expect("a UNet keeps as many maps on its way down as it takes on its way up");
-            x = layer.forward(&x.concat_channels(&skip)?, Some(temb), text)?;
+            x = layer.forward(x.concat_channels(skip)?, Some(temb), text)?;
         }
         match (&self.upsampler, skips.last()) {
             (Some(conv), Some(next)) => conv.forward_enlarged(&x, next.size()?),
@@ -262,7 +263,7 @@ impl UpBlock {
     /// The VAE's: nothing kept, no timestep, always twice the size.
     pub fn forward_alone(&self, mut x: Map) -> Result<Map> {
         for layer in &self.layers {
-            x = layer.forward(&x, None, None)?;
+            x = layer.forward(x, None, None)?;
         }
         match &self.upsampler {
             Some(conv) => {

@@ -86,20 +86,24 @@ impl ResnetBlock {
             (Some(projection), Some(temb)) => Some(projection.forward(temb)?),
             _ => None,
         };
-        let h = self.norm1.forward_act(x, activation)?;
-        let h = match (shift, self.style.time_shift) {
-            (None, _) => self
-                .norm2
-                .forward_act(&self.conv1.forward(&h)?, activation)?,
-            (Some(shift), TimeShift::Default) => self
-                .norm2
-                .forward_act(&self.conv1.forward_shifted(&h, &shift)?, activation)?,
+        // One `h`, so that each map goes when the next is there: of a large picture one alone is hundreds of megabytes.
+        let mut h = self.norm1.forward_act(x, activation)?;
+        match (shift, self.style.time_shift) {
+            (None, _) => {
+                h = self.conv1.forward(&h)?;
+                h = self.norm2.forward_act(&h, activation)?;
+            }
+            (Some(shift), TimeShift::Default) => {
+                h = self.conv1.forward_shifted(&h, &shift)?;
+                h = self.norm2.forward_act(&h, activation)?;
+            }
             (Some(shift), TimeShift::ScaleShift) => {
                 let parts = shift.chunk(2, D::Minus1)?;
-                let h = self.norm2.forward(&self.conv1.forward(&h)?)?;
-                activation.of_map(&h.scale_shift(&parts[0], &parts[1])?)?
+                h = self.conv1.forward(&h)?;
+                h = self.norm2.forward(&h)?.scale_shift(&parts[0], &parts[1])?;
+                h = activation.of_map(&h)?;
             }
-        };
+        }
         match &self.conv_shortcut {
             Some(shortcut) => self.conv2.forward_residual(
                 &h,

@@ -181,8 +181,8 @@ impl Block {
     }
 
     fn forward(&self, x: &Map) -> Result<Map> {
-        let h = self.activation.of_map(&self.conv[0].forward(x)?)?;
-        let h = self.activation.of_map(&self.conv[1].forward(&h)?)?;
+        let mut h = self.activation.of_map(&self.conv[0].forward(x)?)?;
+        h = self.activation.of_map(&self.conv[1].forward(&h)?)?;
         // fuse: ReLU whatever act_fn says, as in the reference.
         Activation::Relu.of_map(&self.conv[2].forward_residual(&h, x, 1.0)?)
     }

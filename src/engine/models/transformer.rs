@@ -155,9 +155,9 @@ impl BasicTransformerBlock {
         })
     }
 
-    fn forward(&self, x: Tensor, text: &Text) -> Result<Tensor> {
-        let x = self.attn1.forward(&self.norm1.forward(&x)?, &x, text)?;
-        let x = self.attn2.forward(&self.norm2.forward(&x)?, &x, text)?;
+    fn forward(&self, mut x: Tensor, text: &Text) -> Result<Tensor> {
+        x = self.attn1.forward(&self.norm1.forward(&x)?, &x, text)?;
+        x = self.attn2.forward(&self.norm2.forward(&x)?, &x, text)?;
         let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
         self.ff_out.forward_residual(&h, &x)
     }

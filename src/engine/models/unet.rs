@@ -172,7 +172,7 @@ impl UNet {
         for block in &self.up_blocks {
             x = block.forward(x, &temb, text, &mut skips)?;
         }
-        let x = self.conv_norm_out.forward_act(&x, self.out_activation)?;
+        x = self.conv_norm_out.forward_act(&x, self.out_activation)?;
         self.conv_out.forward(&x)?.to_nchw()?.to_dtype(dtype)
     }
 }

@@ -35,7 +35,7 @@ pub struct VaeConfig {
     #[serde(default = "yes")]
     use_post_quant_conv: bool,
     #[serde(default = "yes")]
-    mid_block_add_attention: bool,
+    pub mid_block_add_attention: bool,
     /// Mean of each latent channel; with `latents_std` it takes the place of `scaling_factor` alone.
     pub latents_mean: Option<Vec<f64>>,
     latents_std: Option<Vec<f64>>,
@@ -224,8 +224,9 @@ impl VaeDecoder {
             x = block.forward_alone(x)?;
         }
         // conv_act: SiLU whatever act_fn says, as in the reference.
-        let x = self.conv_norm_out.forward_act(&x, Activation::Silu)?;
-        self.conv_out.forward(&x)?.to_nchw()
+        x = self.conv_norm_out.forward_act(&x, Activation::Silu)?;
+        x = self.conv_out.forward(&x)?;
+        x.to_nchw()
     }
 }
 

@@ -75,7 +75,7 @@ impl Map {
     }
 
     /// The channels of both, this one's first.
-    pub fn concat_channels(&self, other: &Map) -> Result<Map> {
+    pub fn concat_channels(self, other: Map) -> Result<Map> {
         Ok(Self {
             first: self.nhwc()?,
             rest: Some(other.nhwc()?),

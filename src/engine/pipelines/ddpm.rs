@@ -1,7 +1,7 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
 use super::txt2img::Class;
 use super::{Job, Pipeline, Plan, Sampling, System, Watch};
-use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{check_channels, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
@@ -9,7 +9,7 @@ use crate::engine::noise::Noise;
 use crate::engine::progress::{Phase, Progress};
 use crate::engine::runtime::Runtime;
 use crate::engine::schedulers::{SchedulerConfig, SchedulerKind};
-use crate::engine::{cost, denoise::denoise, output};
+use crate::engine::{cost::Network, denoise::denoise, output};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use image::RgbImage;
@@ -65,14 +65,16 @@ impl System for DdpmSystem {
         let (scheduler, request, calls) =
             choose_scheduler(self.scheduler.clone(), STEPS, sampling)?;
         check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
+        let call = Network::unet(&self.unet, self.size, 0);
         let plan = Plan {
             scheduler,
             request,
             calls,
             size: self.size,
             text: None,
-            working_bytes: unet_bytes(&self.unet, 1, self.size),
-            work: calls as f64 * cost::unet_call(&self.unet, self.size, 0),
+            call_bytes: call.widest(),
+            decode_bytes: 0,
+            work: call.work() * calls,
         };
         plan.check_memory(1, "this model has one size: run it on a larger machine")?;
         Ok(plan)

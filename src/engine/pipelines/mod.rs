@@ -11,8 +11,8 @@ mod text;
 pub mod txt2img;
 
 use super::checkpoint::{Checkpoint, Naming, Weights};
+use super::cost::Work;
 use super::memory;
-use super::models::unet_config::UNetConfig;
 use super::progress::Progress;
 use super::runtime::Runtime;
 use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
@@ -87,10 +87,12 @@ pub struct Plan {
     /// Height and width in pixels.
     pub size: (usize, usize),
     pub text: Option<Text>,
-    /// Bytes of the maps of one picture, at the widest moment.
-    pub working_bytes: u64,
-    /// Multiplications of all calls and of the decoding.
-    pub work: f64,
+    /// Bytes of the maps of one picture in a call of the UNet, at the widest moment.
+    pub call_bytes: u64,
+    /// The same of decoding, which takes one picture at a time.
+    pub decode_bytes: u64,
+    /// Of all calls and of the decoding.
+    pub work: Work,
 }
 
 impl Plan {
@@ -132,6 +134,12 @@ impl Plan {
         )
     }
 
+    /// Bytes of the maps of a batch, at the widest moment.
+    pub fn working_bytes(&self, pictures: usize) -> u64 {
+        self.decode_bytes
+            .max(self.call_bytes.saturating_mul(pictures as u64))
+    }
+
     /// Refuses a batch whose maps do not fit, before anything is drawn.
     pub fn check_memory(&self, pictures: usize, try_instead: &str) -> Result<()> {
         let (height, width) = self.size;
@@ -140,7 +148,7 @@ impl Plan {
             n => format!("a batch of {n} pictures of {width}x{height}"),
         };
         memory::check(
-            self.working_bytes * pictures as u64,
+            self.working_bytes(pictures),
             memory::available(),
             &what,
             try_instead,
@@ -218,23 +226,4 @@ fn load<M>(
         anyhow::Ok(model)
     };
     load().with_context(|| format!("loading {component}"))
-}
-
-/// Bytes of a UNet's maps at its widest moment, for a batch of `(h, w)`: every kept map, and at each level the
-/// concatenation, its norm, two convolutions' maps and the residual.
-fn unet_bytes(config: &UNetConfig, batch: usize, (h, w): (usize, usize)) -> u64 {
-    let pixels = |level: usize| (h as u64 >> level).max(1) * (w as u64 >> level).max(1);
-    let widths = &config.block_out_channels;
-    let kept: u64 = widths
-        .iter()
-        .enumerate()
-        .map(|(i, &c)| pixels(i) * c as u64 * (config.down[i].layers.len() as u64 + 1))
-        .sum();
-    let working = widths
-        .iter()
-        .enumerate()
-        .map(|(i, &c)| pixels(i) * (c + widths[(i + 1).min(widths.len() - 1)]) as u64 * 4)
-        .max()
-        .unwrap_or(0);
-    (kept + working) * batch as u64 * 4
 }

@@ -219,7 +219,7 @@ fn finish<S: System>(
 ) -> Reached {
     let progress = Progress::hidden();
     let pipeline = system.load(checkpoint, runtime, Some(plan), &progress)?;
-    if plan.work > 1e9 || plan.working_bytes > 1 << 28 {
+    if plan.work.multiplications > 1e9 || plan.working_bytes(1) > 1 << 28 {
         return Ok("loaded");
     }
     let job = Job { plan, seed: 0 };

@@ -14,7 +14,7 @@ mod weights;
 
 use super::decoding::{Decoders, Decoding};
 use super::{Guidance, Job, Pipeline, Plan, Sampling, System, Watch};
-use super::{check_channels, choose_scheduler, load, scheduler_config, unet_bytes};
+use super::{check_channels, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::autoencoder::Autoencoder;
 use crate::engine::models::clip::ClipTextModel;
@@ -25,7 +25,7 @@ use crate::engine::noise::Noise;
 use crate::engine::progress::{Phase, Progress};
 use crate::engine::runtime::Runtime;
 use crate::engine::schedulers::SchedulerConfig;
-use crate::engine::{cost, denoise::denoise};
+use crate::engine::{cost::Network, denoise::denoise};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
 pub use class::Class;
@@ -166,17 +166,17 @@ impl System for Txt2ImgSystem {
         let sizes = request.sizes.resolve(&self.unet, size)?;
         let text = self.towers.text(request, self.guidance(request), sizes)?;
         let (h, w) = (size.0 / vae.scale(), size.1 / vae.scale());
-        let decode = size.0 as u64 * size.1 as u64 * vae.top_width() as u64 * 4 * 3;
+        let halves = text.halves.len();
+        let call = Network::unet(&self.unet, (h, w), text.tokens);
+        let decoder = Network::decoder(vae, (h, w));
         let plan = Plan {
             scheduler,
             request: sampler,
             calls,
             size,
-            working_bytes: decode.max(unet_bytes(&self.unet, text.halves.len(), (h, w))),
-            work: calls as f64
-                * text.halves.len() as f64
-                * cost::unet_call(&self.unet, (h, w), text.tokens)
-                + cost::decode(vae, (h, w)),
+            call_bytes: call.widest().saturating_mul(halves as u64),
+            decode_bytes: decoder.widest(),
+            work: call.work() * calls * halves + decoder.work(),
             text: Some(text),
         };
         plan.check_memory(1, "try a smaller --width and --height")?;
