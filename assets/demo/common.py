@@ -60,7 +60,7 @@ def fit(name, module, loss_of, steps, lr, work, average=0.999, warmup=200, coold
         state = torch.load(path, weights_only=True)
         module.load_state_dict(state["module"]), ema.load_state_dict(state["ema"]), optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
-    total, since, saved = 0.0, time.time(), time.time()
+    losses, since, saved = [], time.time(), time.time()
     for step in range(start, steps):
         rate = lr * min(1, (step + 1) / warmup, (steps - step) / max(1, steps * cooldown))
         for group in optimizer.param_groups:
@@ -74,10 +74,12 @@ def fit(name, module, loss_of, steps, lr, work, average=0.999, warmup=200, coold
         with torch.no_grad():
             keep = min(average, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), list(module.parameters()), 1 - keep)
-        total += loss.item()
+        losses.append(loss.item())
         if (step + 1) % every == 0:
-            log(work, f"{name} step {step + 1} of {steps}: loss {total / every:.5f}, {(time.time() - since) / every * 1000:.0f} ms a step")
-            total, since = 0.0, time.time()
+            # After a stop they are fewer than `every`.
+            n = len(losses)
+            log(work, f"{name} step {step + 1} of {steps}: loss {sum(losses) / n:.5f}, {(time.time() - since) / n * 1000:.0f} ms a step")
+            losses, since = [], time.time()
         last = step + 1 == steps
         if rank == 0 and (last or time.time() - saved > 120):
             torch.save(dict(module=module.state_dict(), ema=ema.state_dict(), optimizer=optimizer.state_dict(), step=step + 1), path.with_suffix(".new"))
