@@ -137,32 +137,36 @@ impl<A: Drawing> Iterator for Rows<A> {
     }
 }
 
-/// The number of rows that `shard` takes of a file; None for a pipe, which can be read only once.
+/// The number of rows that `shard` takes of a file, up to a line that is too long to be one; None for a pipe, which can be read only once.
 pub fn count(path: &Path, shard: Option<Shard>) -> Option<usize> {
     if !std::fs::metadata(path).ok()?.is_file() {
         return None;
     }
     let mut reader = BufReader::new(File::open(path).ok()?);
-    let (mut number, mut count, mut blank) = (0, 0, true);
+    let (mut number, mut count, mut blank, mut length) = (0, 0, true, 0);
     let mut end_line = |blank: bool| {
         number += usize::from(!blank);
         count += usize::from(!blank && shard.is_none_or(|shard| shard.takes(number)));
     };
-    // A line may be of any length, so none is held.
     loop {
         let bytes = reader.fill_buf().ok()?;
-        let length = bytes.len();
-        if length == 0 {
+        if bytes.is_empty() {
             end_line(blank);
             return Some(count);
         }
         for &byte in bytes {
+            length += 1;
             if byte == b'\n' {
                 end_line(blank);
+                length = 0;
+            } else if length == LINE_LIMIT {
+                end_line(false);
+                return Some(count);
             }
             blank = byte == b'\n' || blank && byte.is_ascii_whitespace();
         }
-        reader.consume(length);
+        let taken = bytes.len();
+        reader.consume(taken);
     }
 }
 
@@ -177,4 +181,36 @@ pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
         bail!("--prompts {}: it is a folder; give a file", path.display());
     }
     Ok(Box::new(BufReader::new(file)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_ends_where_the_rows_do() {
+        let folder = tempfile::tempdir().expect("a folder can be made");
+        let file = folder.path().join("rows");
+        let count = |text: String, shard| {
+            std::fs::write(&file, text).expect("the folder is writable");
+            count(&file, shard)
+        };
+        let second = Some(Shard { index: 2, of: 2 });
+        let few = "a\n \nb\n\nc";
+        assert_eq!(count(few.to_owned(), None), Some(3));
+        assert_eq!(count(few.to_owned(), second), Some(1));
+        let line = |length: u64| "x".repeat(length as usize);
+        assert_eq!(count(line(LINE_LIMIT - 1) + "\nb", None), Some(2));
+        // Too long to be a row: it is the last, and it fails.
+        assert_eq!(count(line(LINE_LIMIT) + "\nb", None), Some(1));
+        assert_eq!(
+            count("a\n".to_owned() + &line(LINE_LIMIT + 9000) + "\nb", second),
+            Some(1)
+        );
+        assert_eq!(
+            super::count(folder.path(), None),
+            None,
+            "a folder has no rows"
+        );
+    }
 }
