@@ -21,6 +21,7 @@ static ALLOCATOR: KeepLarge = KeepLarge;
 
 const LARGE: usize = 1 << 20;
 const HUGE_PAGE: usize = 2 << 20;
+
 /// A free block and its whole length.
 #[derive(Clone, Copy)]
 struct Block(*mut u8, usize);
@@ -51,6 +52,11 @@ fn kept() -> MutexGuard<'static, Kept> {
 }
 
 impl Kept {
+    /// Bytes that may be in use or kept together.
+    fn limit(&self) -> usize {
+        self.peak + slack(self.peak as u64) as usize
+    }
+
     fn remove(&mut self, i: usize) -> Block {
         let block = self.blocks[i];
         self.blocks.copy_within(i + 1..self.count, i);
@@ -67,9 +73,7 @@ impl Kept {
         if let Some(i) = found {
             return (self.remove(i).0, false);
         }
-        while self.count > 0
-            && self.used + self.bytes > self.peak + slack(self.peak as u64) as usize
-        {
+        while self.count > 0 && self.used + self.bytes > self.limit() {
             unmap(self.remove(0));
         }
         let block = map(length);
@@ -242,7 +246,7 @@ mod tests {
                     .collect::<Vec<_>>(),
             );
             let kept = kept();
-            assert!(kept.used + kept.bytes <= kept.peak + slack(kept.peak as u64) as usize);
+            assert!(kept.used + kept.bytes <= kept.limit());
             assert!(kept.bytes > 0);
         }
     }

@@ -27,19 +27,25 @@ pub fn stderr() -> ProgressDrawTarget {
 
 /// Keeps spaces at the end back until more is written, and drops them where the cursor moves.
 #[derive(Debug)]
-struct Unfilled<T> {
-    term: T,
+struct Unfilled {
+    term: Term,
     filling: Mutex<String>,
 }
 
-impl<T> Unfilled<T> {
+impl Unfilled {
     fn filling(&self) -> MutexGuard<'_, String> {
         // Spaces alone are guarded; a panic elsewhere leaves them usable.
         self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The terminal, for what moves its cursor.
+    fn moved(&self) -> &Term {
+        self.filling().clear();
+        &self.term
+    }
 }
 
-impl<T: TermLike> TermLike for Unfilled<T> {
+impl TermLike for Unfilled {
     fn width(&self) -> u16 {
         self.term.width()
     }
@@ -49,28 +55,23 @@ impl<T: TermLike> TermLike for Unfilled<T> {
     }
 
     fn move_cursor_up(&self, n: usize) -> io::Result<()> {
-        self.filling().clear();
-        self.term.move_cursor_up(n)
+        self.moved().move_cursor_up(n)
     }
 
     fn move_cursor_down(&self, n: usize) -> io::Result<()> {
-        self.filling().clear();
-        self.term.move_cursor_down(n)
+        self.moved().move_cursor_down(n)
     }
 
     fn move_cursor_right(&self, n: usize) -> io::Result<()> {
-        self.filling().clear();
-        self.term.move_cursor_right(n)
+        self.moved().move_cursor_right(n)
     }
 
     fn move_cursor_left(&self, n: usize) -> io::Result<()> {
-        self.filling().clear();
-        self.term.move_cursor_left(n)
+        self.moved().move_cursor_left(n)
     }
 
     fn write_line(&self, s: &str) -> io::Result<()> {
-        self.filling().clear();
-        self.term.write_line(s)
+        self.moved().write_line(s)
     }
 
     fn write_str(&self, s: &str) -> io::Result<()> {
@@ -86,8 +87,7 @@ impl<T: TermLike> TermLike for Unfilled<T> {
     }
 
     fn clear_line(&self) -> io::Result<()> {
-        self.filling().clear();
-        self.term.clear_line()
+        self.moved().clear_line()
     }
 
     fn flush(&self) -> io::Result<()> {

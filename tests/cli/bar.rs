@@ -1,10 +1,8 @@
 //! The bars on a terminal's screen, and what stays of them.
-use crate::hub::server::{Fault, Hub, UNET};
+use crate::hub::server::{Fault, Hub, WEIGHTS};
 use crate::pty::{COLUMNS, ROWS, run};
 use crate::support::{Folder, asset};
 use std::process::Command;
-
-const VAE: &str = "vae/diffusion_pytorch_model.safetensors";
 
 /// The rows of the screen after `bytes`, up to the last that is not empty.
 fn screen(bytes: &[u8]) -> Vec<String> {
@@ -48,9 +46,8 @@ fn ctrl_c_takes_the_bar_off_the_screen() {
 #[test]
 fn each_download_has_a_row_and_ctrl_c_takes_them_off_the_screen() {
     let (hub, folder) = (Hub::new(), Folder::new());
-    let weights = ["text_encoder/model.safetensors", UNET, VAE];
     // Small files have no bar, and equal ones are one file.
-    let bytes = weights.map(|name| (name.to_owned(), name.repeat(1 << 16).into_bytes()));
+    let bytes = WEIGHTS.map(|name| (name.to_owned(), name.repeat(1 << 16).into_bytes()));
     hub.publish("owner/words", bytes.into());
     hub.faults(&["GET /cdn/"], Fault::Slow(20), 3);
     let args = ["txt2img", "a cat", "--model", "owner/words"];

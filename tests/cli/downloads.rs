@@ -1,5 +1,5 @@
 //! What a dry run says of downloads, against the hub on loopback.
-use crate::hub::server::{COMMIT, Hub};
+use crate::hub::server::{COMMIT, Hub, WEIGHTS};
 use crate::support::{Folder, Run, asset};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -9,12 +9,6 @@ fn run(hub: &Hub, folder: &Folder, args: &[&str]) -> Run {
     let first = ["txt2img", "a cat", "--model", "owner/words", "--steps", "1"];
     hub.run(folder, &[&first, args].concat())
 }
-
-const WEIGHTS: [&str; 3] = [
-    "text_encoder/model.safetensors",
-    "unet/diffusion_pytorch_model.safetensors",
-    "vae/diffusion_pytorch_model.safetensors",
-];
 
 fn size(name: &str) -> u64 {
     let path = PathBuf::from(asset("tiny-sd")).join(name);

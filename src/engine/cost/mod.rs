@@ -196,10 +196,14 @@ impl Network {
 
     /// A convolution of 3 x 3 between two sizes.
     fn resize(&mut self, width: usize, pixels_read: f64, pixels: f64, kept: f64) {
-        self.push(Kind::Conv(3), width, width, pixels, kept);
-        if let Some(part) = self.0.last_mut() {
-            part.pixels_read = pixels_read;
-        }
+        self.0.push(Part {
+            kind: Kind::Conv(3),
+            from: width,
+            to: width,
+            pixels,
+            pixels_read,
+            kept,
+        });
     }
 
     /// The last convolution, whose norm's result it reads.

@@ -17,6 +17,12 @@ pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// The one token that opens what is gated.
 pub const TOKEN: &str = "hf_good";
 pub const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+/// The weights of `owner/words`, sorted.
+pub const WEIGHTS: [&str; 3] = [
+    "text_encoder/model.safetensors",
+    UNET,
+    "vae/diffusion_pytorch_model.safetensors",
+];
 
 /// What goes wrong with one answer.
 #[derive(Clone, Debug)]
