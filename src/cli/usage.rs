@@ -45,10 +45,7 @@ pub fn asks_for_versions(words: &[OsString]) -> bool {
 
 /// The version, what it was built with and what it finds here.
 pub fn print_versions() -> ExitCode {
-    let features = [
-        ("cuda", cfg!(feature = "cuda")),
-        ("cudnn", cfg!(feature = "cudnn")),
-    ];
+    let features = [("cuda", cfg!(feature = "cuda"))];
     let features: Vec<_> = features
         .iter()
         .filter_map(|(name, on)| on.then_some(*name))

@@ -5,6 +5,7 @@ pub mod animate;
 mod bar_screen;
 pub mod checkpoint;
 pub mod cost;
+mod cuda;
 pub mod denoise;
 pub mod kernels;
 pub mod memory;

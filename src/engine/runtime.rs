@@ -114,7 +114,7 @@ impl fmt::Display for Runtime {
 fn open_cuda(number: usize) -> Result<Device> {
     if !candle_core::utils::cuda_is_available() {
         bail!(
-            "device cuda:{number}: this build has no CUDA; use --device cpu, or build with --features cudnn"
+            "device cuda:{number}: this build has no CUDA; use --device cpu, or build with --features cuda"
         );
     }
     Device::new_cuda(number)

@@ -109,13 +109,17 @@ impl TimestepEmbedding {
         }
     }
 
-    /// `(1, width)`, the same for every image of a batch; `guidance` is what [`TimestepEmbedding::guidance`] gave.
-    pub fn forward(&self, t: f64, guidance: Option<&Tensor>) -> Result<Tensor> {
-        let mut x = self.place(self.sinusoid.of(t)?)?;
-        if let Some(guidance) = guidance {
-            x = (x + guidance)?;
+    /// The sinusoid of a timestep, where the network is and in its dtype: `(1, channels)`.
+    pub fn sinusoid(&self, t: f64) -> Result<Tensor> {
+        self.place(self.sinusoid.of(t)?)
+    }
+
+    /// `(1, width)`, the same for every image of a batch, of the sinusoid; `guidance` is what [`TimestepEmbedding::guidance`] gave.
+    pub fn forward(&self, sinusoid: &Tensor, guidance: Option<&Tensor>) -> Result<Tensor> {
+        match guidance {
+            Some(guidance) => self.mlp.forward(&(sinusoid + guidance)?),
+            None => self.mlp.forward(sinusoid),
         }
-        self.mlp.forward(&x)
     }
 
     fn place(&self, x: Tensor) -> Result<Tensor> {

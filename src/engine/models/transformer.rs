@@ -9,7 +9,7 @@
 //! ```
 //! The keys and values of the text do not change from step to step: [`Text`] holds them, made once a prompt.
 //! Several texts may look at one map, as the two of guidance do: until the first attention to the text, their maps are the same one.
-use crate::engine::nn::{GroupNorm, LayerNorm, Linear, Map, attention};
+use crate::engine::nn::{Geglu, GroupNorm, LayerNorm, Linear, Map, attention};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use std::cell::Cell;
@@ -128,7 +128,7 @@ struct BasicTransformerBlock {
     norm2: LayerNorm,
     attn2: TextAttention,
     norm3: LayerNorm,
-    ff_in: Linear,
+    ff_in: Geglu,
     ff_out: Linear,
 }
 
@@ -150,7 +150,7 @@ impl BasicTransformerBlock {
             norm2: norm("norm2")?,
             attn2: text("attn2")?,
             norm3: norm("norm3")?,
-            ff_in: Linear::load(vb.pp("ff.net.0.proj"), width, 8 * width)?,
+            ff_in: Geglu::load(vb.pp("ff.net.0.proj"), width, 8 * width)?,
             ff_out: Linear::load(vb.pp("ff.net.2"), 4 * width, width)?,
         })
     }
@@ -158,7 +158,7 @@ impl BasicTransformerBlock {
     fn forward(&self, mut x: Tensor, text: &Text) -> Result<Tensor> {
         x = self.attn1.forward(&self.norm1.forward(&x)?, &x, text)?;
         x = self.attn2.forward(&self.norm2.forward(&x)?, &x, text)?;
-        let h = self.ff_in.forward_geglu(&self.norm3.forward(&x)?)?;
+        let h = self.ff_in.forward(&self.norm3.forward(&x)?)?;
         self.ff_out.forward_residual(&h, &x)
     }
 

@@ -9,6 +9,7 @@ use super::condition::{AddedEmbedding, Condition, Conditioning};
 use super::timestep::TimestepEmbedding;
 use super::transformer::{Text, TextAttention, TextSlots};
 use super::unet_config::UNetConfig;
+use crate::engine::cuda::graph::Recorder;
 use crate::engine::nn::{Activation, Conv2d, ConvShape, GroupNorm, Map};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -136,6 +137,20 @@ impl UNet {
     /// A condition of `n b` rows gives `(n b, ...)`: what `n` copies of `x` would give, one after another. What does not depend on the
     /// condition is computed once for all of them.
     pub fn forward(&self, x: &Tensor, t: f64, condition: Option<&Condition>) -> Result<Tensor> {
+        self.calls(condition).forward(x, t)
+    }
+
+    /// The calls of a run: the same condition, and the same shape of `x`.
+    pub fn calls<'a>(&'a self, condition: Option<&'a Condition>) -> Calls<'a> {
+        Calls {
+            unet: self,
+            condition,
+            recorder: Recorder::default(),
+        }
+    }
+
+    /// `sinusoid` is the timestep's.
+    fn call(&self, x: &Tensor, sinusoid: &Tensor, condition: Option<&Condition>) -> Result<Tensor> {
         let dtype = x.dtype();
         let text = condition.map(|given| &given.text);
         let x = if self.center_input_sample {
@@ -144,7 +159,7 @@ impl UNet {
             x.clone()
         };
         let guidance = condition.and_then(|given| given.guidance.as_ref());
-        let mut temb = self.time_embedding.forward(t, guidance)?;
+        let mut temb = self.time_embedding.forward(sinusoid, guidance)?;
         if let Some(added) = condition.and_then(|given| given.added.as_ref()) {
             temb = temb.broadcast_add(added)?;
         }
@@ -174,5 +189,23 @@ impl UNet {
         }
         x = self.conv_norm_out.forward_act(&x, self.out_activation)?;
         self.conv_out.forward(&x)?.to_nchw()?.to_dtype(dtype)
+    }
+}
+
+/// The calls of a UNet in one run.
+pub struct Calls<'a> {
+    unet: &'a UNet,
+    condition: Option<&'a Condition>,
+    recorder: Recorder,
+}
+
+impl Calls<'_> {
+    /// As [`UNet::forward`].
+    pub fn forward(&mut self, x: &Tensor, t: f64) -> Result<Tensor> {
+        let (unet, condition) = (self.unet, self.condition);
+        // Made on the host, so outside of what a card repeats by itself.
+        let sinusoid = unet.time_embedding.sinusoid(t)?;
+        let call = |given: &[&Tensor]| unet.call(given[0], given[1], condition);
+        self.recorder.call(&[x, &sinusoid], call)
     }
 }

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
 use super::{own_kernels_for, values, write_f32};
+use crate::engine::cuda;
 use crate::engine::kernels::{self, AttentionShape};
 use candle_core::{DType, Result, Tensor};
 
@@ -26,6 +27,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
                 kernels::attention(q, k, v, shape, scale, y)
             })
         };
+    }
+    if cuda::serves(q.device()) && width / heads <= cuda::attention::WIDEST_HEAD {
+        let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
+        return cuda::attention::attention(&q, &k, &v, heads, causal);
     }
     let split = |x: &Tensor| -> Result<Tensor> {
         let (b, rows, width) = x.dims3()?;

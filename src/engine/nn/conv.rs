@@ -1,5 +1,6 @@
 //! Two-dimensional convolution on maps.
-use super::{Map, own_kernels, small, values, write_f32};
+use super::{Family, Map, small, values, write_f32};
+use crate::engine::cuda::product;
 use crate::engine::kernels::{self, Epilogue, PackedConv2d};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -32,6 +33,12 @@ impl ConvShape {
 /// `y = W * x + bias`
 pub enum Conv2d {
     Packed(PackedConv2d),
+    /// The weight is `(out, kernel, kernel, in)`.
+    Card {
+        shape: ConvShape,
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
     Candle {
         shape: ConvShape,
         weight: Tensor,
@@ -58,11 +65,20 @@ impl Conv2d {
             padding: (before, after),
         } = shape;
         let weight = vb.get((out_channels, in_channels, kernel, kernel), "weight")?;
-        if !own_kernels(&vb) {
-            return Ok(Self::Candle {
-                shape,
-                weight,
-                bias: bias.then(|| vb.get(out_channels, "bias")).transpose()?,
+        let family = Family::of(&vb);
+        if let Family::Card | Family::Candle = family {
+            let bias = bias.then(|| vb.get(out_channels, "bias")).transpose()?;
+            return Ok(match family {
+                Family::Card => Self::Card {
+                    shape,
+                    weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
+                    bias,
+                },
+                _ => Self::Candle {
+                    shape,
+                    weight,
+                    bias,
+                },
             });
         }
         let bias = bias.then(|| small(&vb, out_channels, "bias")).transpose()?;
@@ -123,6 +139,11 @@ impl Conv2d {
     fn run(&self, x: &Map, extras: Extras) -> Result<Map> {
         match self {
             Self::Packed(conv) => run_packed(conv, x, extras),
+            Self::Card {
+                shape,
+                weight,
+                bias,
+            } => run_card(shape, (weight, bias.as_ref()), x, extras),
             Self::Candle {
                 shape,
                 weight,
@@ -174,6 +195,41 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
             conv.run_enlarged(parts, (b, h, w), to, epilogue, y)
         })
     }?;
+    Ok(Map::from_nhwc(y))
+}
+
+fn run_card(
+    shape: &ConvShape,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    x: &Map,
+    extras: Extras,
+) -> Result<Map> {
+    let enlarged = extras.enlarged.map_or_else(|| x.size(), Ok)?;
+    let (before, after) = shape.padding;
+    let length = |size: usize| {
+        let room = (size + before + after).checked_sub(shape.kernel)?;
+        Some(room / shape.stride + 1)
+    };
+    let (Some(height), Some(width)) = (length(enlarged.0), length(enlarged.1)) else {
+        let (h, w) = enlarged;
+        candle_core::bail!("a map of {w}x{h} is too small for this model")
+    };
+    let geometry = product::Geometry {
+        enlarged,
+        out: (height, width),
+        kernel: shape.kernel,
+        stride: shape.stride,
+        padding: before,
+    };
+    let shift = extras.shift.map(Tensor::contiguous).transpose()?;
+    let extras = product::Extras {
+        bias,
+        shift: shift.as_ref(),
+        residual: extras.residual,
+        scale: 1.0 / extras.divisor,
+        geglu: false,
+    };
+    let y = product::convolution(x.parts(), weight, geometry, extras)?;
     Ok(Map::from_nhwc(y))
 }
 

@@ -1,5 +1,6 @@
 //! The affine map of a row.
-use super::{Activation, own_kernels, small, values, write_f32};
+use super::{Activation, Family, small, values, write_f32};
+use crate::engine::cuda::product;
 use crate::engine::kernels::{Epilogue, PackedLinear};
 use candle_core::{D, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -7,6 +8,10 @@ use candle_nn::VarBuilder;
 /// `y = x W^T + bias` on the last axis.
 pub enum Linear {
     Packed(PackedLinear),
+    Card {
+        weight: Tensor,
+        bias: Option<Tensor>,
+    },
     Candle {
         weight: Tensor,
         bias: Option<Tensor>,
@@ -25,9 +30,13 @@ impl Linear {
 
     fn load_with(vb: VarBuilder, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
         let weight = vb.get((outputs, inputs), "weight")?;
-        if !own_kernels(&vb) {
+        let family = Family::of(&vb);
+        if let Family::Card | Family::Candle = family {
             let bias = bias.then(|| vb.get(outputs, "bias")).transpose()?;
-            return Ok(Self::Candle { weight, bias });
+            return Ok(match family {
+                Family::Card => Self::Card { weight, bias },
+                _ => Self::Candle { weight, bias },
+            });
         }
         let bias = bias.then(|| small(&vb, outputs, "bias")).transpose()?;
         let weight = values(&weight)?;
@@ -49,24 +58,6 @@ impl Linear {
         self.run(x, Some(residual))
     }
 
-    /// `a * gelu(g)`, where `(a, g)` are the halves of `x W^T + bias` (GEGLU, Shazeer 2020): `(.., outputs / 2)`.
-    pub fn forward_geglu(&self, x: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Packed(linear) => {
-                let (m, shape) = rows(x, linear.out_features() / 2)?;
-                let x = x.contiguous()?;
-                let x = values(&x)?;
-                let x = x.f32()?;
-                // SAFETY: the kernel writes all of y and reads nothing of it before.
-                unsafe { write_f32(shape, |y| linear.run_geglu(x, m, y)) }
-            }
-            Self::Candle { .. } => {
-                let halves = self.forward(x)?.chunk(2, D::Minus1)?;
-                &halves[0] * Activation::Gelu.of(&halves[1])?
-            }
-        }
-    }
-
     fn run(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         match self {
             Self::Packed(linear) => {
@@ -82,8 +73,17 @@ impl Linear {
                     ..Epilogue::default()
                 };
                 let x = x.f32()?;
-                // SAFETY: as above.
+                // SAFETY: the kernel writes all of y and reads nothing of it before.
                 unsafe { write_f32(shape, |y| linear.run(x, m, epilogue, y)) }
+            }
+            Self::Card { weight, bias } => {
+                let residual = residual.map(Tensor::contiguous).transpose()?;
+                let extras = product::Extras {
+                    bias: bias.as_ref(),
+                    residual: residual.as_ref(),
+                    ..product::Extras::default()
+                };
+                product::linear(&x.contiguous()?, weight, extras)
             }
             Self::Candle { weight, bias } => {
                 let mut y = x.broadcast_matmul(&weight.t()?)?;
@@ -94,6 +94,52 @@ impl Linear {
                     Some(residual) => y + residual,
                     None => Ok(y),
                 }
+            }
+        }
+    }
+}
+
+/// `a * gelu(g)`, where `(a, g)` are the halves of `x W^T + bias` (GEGLU, Shazeer 2020).
+pub struct Geglu(Linear);
+
+impl Geglu {
+    /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`. `outputs` is even.
+    pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
+        let mut linear = Linear::load(vb, inputs, outputs)?;
+        if let Linear::Card { weight, bias } = &mut linear {
+            // On a card a_i and g_i are neighbours, so that the thread that has one has the other.
+            let interleaved = |x: &Tensor| -> Result<Tensor> {
+                let halves = x.chunk(2, 0)?;
+                Tensor::stack(&halves, 1)?.flatten(0, 1)
+            };
+            *weight = interleaved(weight)?;
+            *bias = bias.as_ref().map(interleaved).transpose()?;
+        }
+        Ok(Self(linear))
+    }
+
+    /// `(.., inputs)` to `(.., outputs / 2)`
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Linear::Packed(linear) => {
+                let (m, shape) = rows(x, linear.out_features() / 2)?;
+                let x = x.contiguous()?;
+                let x = values(&x)?;
+                let x = x.f32()?;
+                // SAFETY: the kernel writes all of y and reads nothing of it before.
+                unsafe { write_f32(shape, |y| linear.run_geglu(x, m, y)) }
+            }
+            Linear::Card { weight, bias } => {
+                let extras = product::Extras {
+                    bias: bias.as_ref(),
+                    geglu: true,
+                    ..product::Extras::default()
+                };
+                product::linear(&x.contiguous()?, weight, extras)
+            }
+            Linear::Candle { .. } => {
+                let halves = self.0.forward(x)?.chunk(2, D::Minus1)?;
+                &halves[0] * Activation::Gelu.of(&halves[1])?
             }
         }
     }

@@ -37,6 +37,11 @@ impl Map {
         }
     }
 
+    /// The one tensor or the two, contiguous, for kernels that read both.
+    pub(super) fn parts(&self) -> (&Tensor, Option<&Tensor>) {
+        (&self.first, self.rest.as_ref())
+    }
+
     /// The numbers, for kernels on the CPU.
     pub(super) fn values(&self) -> Result<MapValues<impl Deref<Target = Storage>>> {
         Ok(MapValues {

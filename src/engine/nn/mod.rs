@@ -1,7 +1,7 @@
 //! The vocabulary that models are written in: layers which hold weights and choose their kernel once, at load, by device.
 //!
-//! Two families stand behind every layer: the kernels of this program (CPU, f32 arithmetic) and candle's own operations
-//! (CUDA, and f64 on the CPU, where the tests take the arithmetic's exact value from them).
+//! Three families stand behind every layer: this program's kernels for the CPU (f32 arithmetic), its kernels for a card, and candle's
+//! own operations (f64, where the tests take the arithmetic's exact value from them).
 mod activation;
 mod attention;
 mod conv;
@@ -12,23 +12,36 @@ mod norm;
 pub use activation::Activation;
 pub use attention::attention;
 pub use conv::{Conv2d, ConvShape};
-pub use linear::Linear;
+pub use linear::{Geglu, Linear};
 pub use map::Map;
 pub use norm::{GroupNorm, LayerNorm};
 
+use super::cuda;
 use super::kernels::{self, Weights};
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
 use candle_nn::VarBuilder;
 use std::ops::{Deref, Range};
 
-/// Whether this program's own kernels serve a layer whose weights come from `vb`.
-fn own_kernels(vb: &VarBuilder) -> bool {
-    vb.device().is_cpu() && matches!(vb.dtype(), DType::F32 | DType::F16 | DType::BF16)
+/// Which kernels serve a layer, decided by where its weights are and their dtype.
+enum Family {
+    Cpu,
+    Card,
+    Candle,
+}
+
+impl Family {
+    fn of(vb: &VarBuilder) -> Self {
+        match vb.dtype() {
+            DType::F32 | DType::F16 | DType::BF16 if cuda::serves(vb.device()) => Self::Card,
+            DType::F32 | DType::F16 | DType::BF16 if vb.device().is_cpu() => Self::Cpu,
+            _ => Self::Candle,
+        }
+    }
 }
 
 /// Whether this program's own kernels serve an activation.
 fn own_kernels_for(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
+    x.device().is_cpu() && x.dtype() == DType::F32 && !cuda::serves(x.device())
 }
 
 /// A parameter that the kernels keep in f32 whatever the weights' dtype: biases, norms.

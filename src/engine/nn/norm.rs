@@ -1,5 +1,6 @@
 //! Normalisation: `y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias`, the moments in f32 or better.
-use super::{Activation, Map, own_kernels, small, values, write_f32};
+use super::{Activation, Family, Map, small, values, write_f32};
+use crate::engine::cuda;
 use crate::engine::kernels::{self, GroupNormShape};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -7,19 +8,25 @@ use candle_nn::VarBuilder;
 /// The scale and the shift of every channel, where the kernel that uses them wants them.
 enum Affine {
     Own { weight: Vec<f32>, bias: Vec<f32> },
+    Card { weight: Tensor, bias: Tensor },
     Candle { weight: Tensor, bias: Tensor },
 }
 
 impl Affine {
     fn load(vb: VarBuilder, channels: usize) -> Result<Self> {
-        Ok(match own_kernels(&vb) {
-            true => Self::Own {
+        let whole = |name| vb.get(channels, name);
+        Ok(match Family::of(&vb) {
+            Family::Cpu => Self::Own {
                 weight: small(&vb, channels, "weight")?,
                 bias: small(&vb, channels, "bias")?,
             },
-            false => Self::Candle {
-                weight: vb.get(channels, "weight")?,
-                bias: vb.get(channels, "bias")?,
+            Family::Card => Self::Card {
+                weight: whole("weight")?,
+                bias: whole("bias")?,
+            },
+            Family::Candle => Self::Candle {
+                weight: whole("weight")?,
+                bias: whole("bias")?,
             },
         })
     }
@@ -78,6 +85,10 @@ impl GroupNorm {
                     })
                 }?
             }
+            Affine::Card { weight, bias } => {
+                let affine = (weight, bias);
+                cuda::norm::group_norm(x.parts(), affine, self.groups, self.eps, silu)?
+            }
             Affine::Candle { weight, bias } => {
                 let grouped = x
                     .nhwc()?
@@ -119,6 +130,9 @@ impl LayerNorm {
                         kernels::layer_norm(values, weight, bias, self.eps as f32, y)
                     })
                 }
+            }
+            Affine::Card { weight, bias } => {
+                cuda::norm::layer_norm(&x.contiguous()?, (weight, bias), self.eps)
             }
             Affine::Candle { weight, bias } => normalise(x, &[x.rank() - 1], self.eps)?
                 .broadcast_mul(weight)?

@@ -141,11 +141,12 @@ impl Pipeline for Ddpm {
             let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
             let mut scheduler = plan.scheduler.build(&plan.request)?;
             let start = noise.normal((self.channels, h, w), DType::F32, &self.runtime.device)?;
+            let mut calls = self.unet.calls(None);
             denoise(
                 &mut *scheduler,
                 &start,
                 &mut noise,
-                |x, t| self.unet.forward(x, t, None),
+                |x, t| calls.forward(x, t),
                 |calls, x| {
                     progress.step();
                     watch(calls, &|k| output::to_rgb(&x.get(k)?))

@@ -265,19 +265,18 @@ impl Pipeline for Txt2Img {
             let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
             let mut scheduler = plan.scheduler.build(&plan.request)?;
             let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
+            let mut calls = self.unet.calls(Some(&condition));
             denoise(
                 &mut *scheduler,
                 &start,
                 &mut noise,
                 |x, t| match text.guidance {
-                    Guidance::None | Guidance::Embedded { .. } => {
-                        self.unet.forward(x, t, Some(&condition))
-                    }
+                    Guidance::None | Guidance::Embedded { .. } => calls.forward(x, t),
                     Guidance::TwoPasses {
                         scale,
                         rescale: phi,
                     } => {
-                        let both = self.unet.forward(x, t, Some(&condition))?.chunk(2, 0)?;
+                        let both = calls.forward(x, t)?.chunk(2, 0)?;
                         let (uncond, cond) = (&both[0], &both[1]);
                         let guided = (uncond + ((cond - uncond)? * scale)?)?;
                         rescale(guided, cond, phi)

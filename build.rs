@@ -1,0 +1,38 @@
+//! Compiles the kernels of `src/engine/cuda/kernels` for builds with the feature `cuda`; any other build has nothing to do here.
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+/// PTX for this is compiled by the driver for any card from Ampere on, once a machine.
+const OLDEST: &str = "-gencode=arch=compute_80,code=compute_80";
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/engine/cuda/kernels");
+    for name in ["NVCC", "CUDA_COMPUTE_CAP"] {
+        println!("cargo::rerun-if-env-changed={name}");
+    }
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".into());
+    let out = Path::new(&env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.fatbin");
+    let mut command = Command::new(&nvcc);
+    command.args(["-std=c++17", "-O3", "-fatbin", OLDEST]);
+    // The card that candle's kernels are compiled for too: nothing is left to its driver.
+    if let Ok(cap) = env::var("CUDA_COMPUTE_CAP") {
+        let cap = cap.replace('.', "");
+        command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));
+    }
+    command
+        .arg("src/engine/cuda/kernels/all.cu")
+        .arg("-o")
+        .arg(&out);
+    match command.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => panic!("{nvcc} could not compile src/engine/cuda/kernels/all.cu: {status}"),
+        Err(e) => panic!(
+            "{nvcc}: {e}; the feature cuda needs the CUDA toolkit: put nvcc on the path or name it in NVCC"
+        ),
+    }
+}

@@ -1,0 +1,90 @@
+//! Attention on the card: `kernels/attention.cu`.
+use super::{Args, Launch, Work, aligned, blocks, card, int, name};
+use candle_core::{DType, Result, Tensor};
+
+/// The widest head that a kernel takes.
+pub const WIDEST_HEAD: usize = 512;
+
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attention {
+    pub q: u64,
+    pub k: u64,
+    pub v: u64,
+    pub y: u64,
+    pub queries: i32,
+    pub keys: i32,
+    pub heads: i32,
+    pub d: i32,
+    pub scale: f32,
+    pub causal: i32,
+}
+const _: () = assert!(size_of::<Attention>() == 56);
+
+// SAFETY: as in attention.cu, which asserts the same size.
+unsafe impl Args for Attention {
+    fn place(&mut self, inputs: &[u64], result: u64, _scratch: u64) {
+        [self.q, self.k, self.v] = [inputs[0], inputs[1], inputs[2]];
+        self.y = result;
+    }
+}
+
+/// The kernel for `images` sequences; `aligned` says that every head of every row may be read 16 bytes at once.
+pub fn plan(
+    dtype: DType,
+    images: usize,
+    args: Attention,
+    aligned: bool,
+) -> Result<Work<Attention>> {
+    let d = args.d as usize;
+    let sixteen = matches!(dtype, DType::F16 | DType::BF16);
+    // The heads that the tensor cores' kernel is made for; a narrower one is filled up with zeros.
+    let tensor = [48, 64, 80, 128, 160].into_iter().find(|&width| width >= d);
+    let (kind, queries, threads, shared_bytes) = match tensor {
+        // Two tiles of keys and two of values, their rows 16 bytes longer.
+        Some(width) if sixteen && aligned => (width.to_string(), 64, 128, 4 * 64 * (width + 8) * 2),
+        _ if d > WIDEST_HEAD => candle_core::bail!("no kernel for attention heads of {d}"),
+        // 16 queries and 32 keys, their rows one number longer, and their scores.
+        _ => {
+            let kind = if d <= 160 { "plain" } else { "wide" };
+            (kind.to_owned(), 16, 256, (48 * (d + 1) + 16 * 32) * 4)
+        }
+    };
+    let launch = Launch {
+        kernel: format!("attention_{}_{kind}", name(dtype)?),
+        grid: [
+            blocks(args.queries as usize, queries)?,
+            args.heads as u32,
+            blocks(images, 1)?,
+        ],
+        threads,
+        shared_bytes: shared_bytes as u32,
+        args,
+    };
+    Ok(Work {
+        scratch: 0,
+        launches: vec![launch],
+    })
+}
+
+/// `q` is `(b, n, heads*d)`, `k` and `v` are `(b, m, heads*d)`, all contiguous; gives `(b, n, heads*d)`. `d` is at most [`WIDEST_HEAD`].
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    let (b, n, width) = q.dims3()?;
+    let d = width / heads;
+    let args = Attention {
+        queries: int(n)?,
+        keys: int(k.dim(1)?)?,
+        heads: int(heads)?,
+        d: int(d)?,
+        scale: 1.0 / (d as f32).sqrt(),
+        causal: causal.into(),
+        ..Attention::default()
+    };
+    let aligned = [q, k, v].iter().all(|x| aligned(x, d));
+    let work = plan(q.dtype(), b, args, aligned)?;
+    card::run(
+        work,
+        &[Some(q), Some(k), Some(v)],
+        (q.shape().clone(), q.dtype()),
+    )
+}

@@ -1,0 +1,4 @@
+// Every kernel, as one source for the compiler.
+#include "attention.cu"
+#include "norm.cu"
+#include "product.cu"

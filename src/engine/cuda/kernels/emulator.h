@@ -1,0 +1,275 @@
+// The names of gpu.cuh for a C++ compiler: a block's threads are fibers that take turns, one block after another.
+//
+// Exact in what matters: the roundings of the 16-bit types; what each lane of a warp holds before and after the collective instructions; the
+// products of the tensor cores, summed in f32 (a card sums in an order and with a rounding of its own); copies in the background, which arrive
+// at the wait and not before, so that a missing wait shows. Shared memory begins as NaN.
+// Not seen: races between threads that a barrier would have to order and that taking turns happens to order; speed.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <ucontext.h>
+#include <vector>
+
+#define INLINE inline
+#define __restrict__
+
+struct Dim3 {
+    unsigned x, y, z;
+};
+
+struct f16 {
+    uint16_t bits;
+};
+struct bf16 {
+    uint16_t bits;
+};
+
+inline uint32_t bits_of(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u;
+}
+inline float of_bits(uint32_t u) {
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+inline float wide(float x) { return x; }
+inline float wide(bf16 x) { return of_bits((uint32_t)x.bits << 16); }
+inline float wide(f16 x) {
+    const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, rest = x.bits & 0x7fff;
+    if (rest >= 0x7c00) return of_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
+    const float magnitude = rest >= 0x400 ? of_bits((rest << 13) + (112u << 23)) : ldexpf((float)rest, -24);
+    return of_bits(bits_of(magnitude) | sign);
+}
+// To the nearest, ties to even.
+template <class T> T narrow(float x);
+template <> inline float narrow<float>(float x) { return x; }
+template <> inline bf16 narrow<bf16>(float x) {
+    const uint32_t u = bits_of(x);
+    if (isnan(x)) return {0x7fff};
+    return {(uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16)};
+}
+template <> inline f16 narrow<f16>(float x) {
+    const uint16_t sign = (uint16_t)(bits_of(x) >> 16 & 0x8000);
+    const float magnitude = fabsf(x);
+    if (isnan(x)) return {0x7fff};
+    if (magnitude >= 65520.0f) return {(uint16_t)(sign | 0x7c00)};
+    // A number of eleven bits, or fewer below the smallest normal one; rint rounds ties to even.
+    int exponent;
+    frexpf(magnitude, &exponent);
+    const int unit = exponent - 11 > -24 ? exponent - 11 : -24;
+    const float rounded = ldexpf(rintf(ldexpf(magnitude, -unit)), unit);
+    if (rounded < 6.103515625e-5f) return {(uint16_t)(sign | (uint16_t)ldexpf(rounded, 24))};
+    return {(uint16_t)(sign | (uint16_t)((bits_of(rounded) - (112u << 23)) >> 13))};
+}
+
+namespace emulator {
+
+struct Copy {
+    void *to;
+    const void *from; // null: zeros
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+    std::vector<std::vector<Copy>> groups; // those on their way, oldest first
+    std::vector<Copy> open;
+};
+
+struct Warp {
+    int arrived = 0;
+    unsigned turn = 0;
+    // What the lanes bring to a collective, by its number's parity: one may be read while the next is filled.
+    uint32_t brought[2][32][8];
+    const void *rows[2][32];
+};
+
+inline Dim3 grid, block, block_index, thread_index;
+inline ucontext_t scheduler;
+inline std::vector<Fiber> fibers;
+inline std::vector<Warp> warps;
+inline unsigned char *shared;
+inline int self, waiting, threads;
+inline unsigned generation;
+inline long moves; // a round without any is a deadlock
+inline void (*entry)(const void *);
+inline const void *arguments;
+
+inline void yield() {
+    const int me = self;
+    swapcontext(&fibers[me].context, &scheduler);
+    self = me;
+    thread_index.x = me;
+}
+
+inline void run_fiber() {
+    entry(arguments);
+    fibers[self].done = true;
+    moves++;
+    swapcontext(&fibers[self].context, &scheduler);
+}
+
+// All threads of the block that are still running.
+inline void barrier() {
+    const unsigned mine = generation;
+    int running = 0;
+    for (const Fiber &fiber : fibers) running += !fiber.done;
+    moves++;
+    if (++waiting == running) {
+        waiting = 0;
+        generation++;
+        return;
+    }
+    while (generation == mine) yield();
+}
+
+// All lanes of the warp; gives the parity under which they brought their numbers.
+inline int meet(Warp &warp) {
+    const unsigned mine = warp.turn;
+    moves++;
+    if (++warp.arrived == 32) {
+        warp.arrived = 0;
+        warp.turn++;
+    } else {
+        while (warp.turn == mine) yield();
+    }
+    return mine % 2;
+}
+
+inline Warp &warp() { return warps[self / 32]; }
+
+// Runs one block after another. False if threads wait for each other without end.
+inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 b, size_t shared_bytes) {
+    std::vector<uint32_t> memory(shared_bytes / 4 + 8);
+    shared = (unsigned char *)(((uintptr_t)memory.data() + 15) & ~(uintptr_t)15);
+    grid = g, block = b, entry = kernel, arguments = args, threads = b.x;
+    fibers.resize(threads);
+    for (unsigned z = 0; z < g.z; z++)
+        for (unsigned y = 0; y < g.y; y++)
+            for (unsigned x = 0; x < g.x; x++) {
+                block_index = {x, y, z};
+                memset(memory.data(), 0xff, memory.size() * 4);
+                waiting = 0, warps.assign((threads + 31) / 32, Warp());
+                for (Fiber &fiber : fibers) {
+                    fiber.stack.resize(1 << 16);
+                    fiber.done = false;
+                    fiber.groups.clear(), fiber.open.clear();
+                    getcontext(&fiber.context);
+                    fiber.context.uc_stack.ss_sp = fiber.stack.data();
+                    fiber.context.uc_stack.ss_size = fiber.stack.size();
+                    fiber.context.uc_link = nullptr;
+                    makecontext(&fiber.context, run_fiber, 0);
+                }
+                for (bool running = true; running;) {
+                    running = false;
+                    const long before = moves;
+                    for (self = 0; self < threads; self++) {
+                        if (fibers[self].done) continue;
+                        running = true;
+                        const int me = self;
+                        thread_index = {(unsigned)me, 0, 0};
+                        swapcontext(&scheduler, &fibers[me].context);
+                        self = me;
+                    }
+                    if (running && moves == before) return false;
+                }
+            }
+    return true;
+}
+
+} // namespace emulator
+
+#define gridDim emulator::grid
+#define blockDim emulator::block
+#define blockIdx emulator::block_index
+#define threadIdx emulator::thread_index
+#define SHARED_BYTES(name) unsigned char *name = emulator::shared
+
+inline void sync_block() { emulator::barrier(); }
+
+inline float shuffle_xor(float x, int mask) {
+    emulator::Warp &warp = emulator::warp();
+    const int lane = emulator::self % 32;
+    warp.brought[warp.turn % 2][lane][0] = bits_of(x);
+    const int parity = emulator::meet(warp);
+    return of_bits(warp.brought[parity][lane ^ mask][0]);
+}
+
+inline void copy_async(void *to, const void *from, bool there) { emulator::fibers[emulator::self].open.push_back({to, there ? from : nullptr}); }
+inline void copy_commit() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    fiber.groups.push_back(std::move(fiber.open));
+    fiber.open.clear();
+}
+template <int N> void copy_wait() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    while (fiber.groups.size() > (size_t)N) {
+        for (const emulator::Copy &copy : fiber.groups.front())
+            if (copy.from) memcpy(copy.to, copy.from, 16);
+            else memset(copy.to, 0, 16);
+        fiber.groups.erase(fiber.groups.begin());
+    }
+}
+
+inline uint32_t two(const void *row, int first, int second) {
+    const uint16_t *numbers = (const uint16_t *)row;
+    return numbers[first] | (uint32_t)numbers[second] << 16;
+}
+inline void load_matrices(uint32_t (&r)[4], const void *row) {
+    emulator::Warp &warp = emulator::warp();
+    const int lane = emulator::self % 32;
+    warp.rows[warp.turn % 2][lane] = row;
+    const int parity = emulator::meet(warp);
+    for (int i = 0; i < 4; i++) r[i] = two(warp.rows[parity][8 * i + lane / 4], lane % 4 * 2, lane % 4 * 2 + 1);
+}
+inline void load_matrices_transposed(uint32_t (&r)[4], const void *row) {
+    emulator::Warp &warp = emulator::warp();
+    const int lane = emulator::self % 32;
+    warp.rows[warp.turn % 2][lane] = row;
+    const int parity = emulator::meet(warp);
+    for (int i = 0; i < 4; i++) {
+        const uint16_t *first = (const uint16_t *)warp.rows[parity][8 * i + lane % 4 * 2];
+        const uint16_t *second = (const uint16_t *)warp.rows[parity][8 * i + lane % 4 * 2 + 1];
+        r[i] = first[lane / 4] | (uint32_t)second[lane / 4] << 16;
+    }
+}
+
+template <class T> float number(uint32_t pair, int which) {
+    T x;
+    x.bits = (uint16_t)(pair >> 16 * which);
+    return wide(x);
+}
+template <class T> void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    emulator::Warp &warp = emulator::warp();
+    const int lane = emulator::self % 32, g = lane / 4, t = lane % 4;
+    uint32_t *mine = warp.brought[warp.turn % 2][lane];
+    memcpy(mine, a, 16);
+    mine[4] = b0, mine[5] = b1;
+    const int parity = emulator::meet(warp);
+    for (int e = 0; e < 4; e++) {
+        const int row = g + e / 2 * 8, column = t * 2 + e % 2;
+        float sum = 0;
+        for (int k = 0; k < 16; k++) {
+            const uint32_t *left = warp.brought[parity][row % 8 * 4 + k % 8 / 2];
+            const uint32_t *right = warp.brought[parity][column * 4 + k % 8 / 2];
+            sum += number<T>(left[row / 8 + k / 8 * 2], k % 2) * number<T>(right[4 + k / 8], k % 2);
+        }
+        d[e] += sum;
+    }
+}
+
+// Beside the kernel, what starts it: the arguments, the sizes of grid and block, the bytes of shared memory; 0 if all threads came to their end.
+#define KERNEL(name, Args, threads)                                                                                        \
+    static void name(const Args args);                                                                                     \
+    extern "C" int emulate_##name(const Args *args, const Dim3 *grid, const Dim3 *block, size_t shared_bytes) {            \
+        if (block->x > threads) return 2;                                                                                  \
+        return emulator::launch([](const void *args) { name(*(const Args *)args); }, args, *grid, *block, shared_bytes) ? 0 : 1; \
+    }                                                                                                                      \
+    static void name(const Args args)

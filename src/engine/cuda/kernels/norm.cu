@@ -1,0 +1,178 @@
+// Normalisation: y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias, moments in f32.
+//
+// Group norm (Wu & He 2018) takes two kernels. The first sums x - k and (x - k)^2, with k a number of the group itself so
+// that nothing cancels, over one chunk of the pixels of an image: grid (chunks, images). The second joins the sums of the chunks, always in the same
+// order, and writes the map, with SiLU if it is asked for. Layer norm (Ba et al. 2016) is one kernel: a warp for each row.
+#include "gpu.cuh"
+
+struct GroupNorm {
+    const void *first, *rest;  // (images, pixels, channels), in two parts
+    const void *weight, *bias; // (channels)
+    void *y;                   // (images, pixels, channels)
+    float *sums;               // (images, chunks, groups, 2)
+    int first_channels, rest_channels;
+    int pixels, groups, chunks;
+    float eps;
+    int silu;
+};
+static_assert(sizeof(GroupNorm) == 80, "as the host has it");
+
+const int NORM_THREADS = 256;
+
+// The number that stands for the mean of a group while it is not known.
+template <class T> INLINE float group_origin(const Joined<T> &x, int64_t image, int pixels, int group, int width) {
+    return wide(*x.at(image * pixels, group * width));
+}
+
+template <class T, int N> INLINE void group_sums(const GroupNorm &a) {
+    SHARED_BYTES(memory);
+    Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
+    const int channels = x.channels(), width = channels / a.groups, vectors = channels / N;
+    float *by_channel = (float *)memory;           // (channels, 2)
+    float *by_thread = by_channel + 2 * channels;  // (threads, N, 2)
+    const int chunk = blockIdx.x, image = blockIdx.y, t = threadIdx.x;
+    const int each = ceiling(a.pixels, a.chunks);
+    const int begin = chunk * each, end = smaller(begin + each, a.pixels);
+
+    for (int first = 0; first < vectors; first += NORM_THREADS) {
+        const int columns = smaller(NORM_THREADS, vectors - first), rows = NORM_THREADS / columns;
+        const int column = first + t % columns, row = t / columns;
+        if (row < rows) {
+            float origin[N], sum[N], square[N];
+            for (int i = 0; i < N; i++) {
+                origin[i] = group_origin(x, image, a.pixels, (column * N + i) / width, width);
+                sum[i] = square[i] = 0;
+            }
+            for (int pixel = begin + row; pixel < end; pixel += rows) {
+                const Vector<T, N> v = *(const Vector<T, N> *)x.at((int64_t)image * a.pixels + pixel, column * N);
+#pragma unroll
+                for (int i = 0; i < N; i++) {
+                    const float d = wide(v.at[i]) - origin[i];
+                    sum[i] += d;
+                    square[i] += d * d;
+                }
+            }
+            for (int i = 0; i < N; i++) {
+                by_thread[2 * (t * N + i)] = sum[i];
+                by_thread[2 * (t * N + i) + 1] = square[i];
+            }
+        }
+        sync_block();
+        for (int i = t; i < columns * N; i += NORM_THREADS) {
+            float sum = 0, square = 0;
+            for (int r = 0; r < rows; r++) {
+                sum += by_thread[2 * (r * columns * N + i)];
+                square += by_thread[2 * (r * columns * N + i) + 1];
+            }
+            by_channel[2 * (first * N + i)] = sum;
+            by_channel[2 * (first * N + i) + 1] = square;
+        }
+        sync_block();
+    }
+    for (int g = t; g < a.groups; g += NORM_THREADS) {
+        float sum = 0, square = 0;
+        for (int c = g * width; c < (g + 1) * width; c++) {
+            sum += by_channel[2 * c];
+            square += by_channel[2 * c + 1];
+        }
+        float *out = a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g);
+        out[0] = sum;
+        out[1] = square;
+    }
+}
+
+template <class T, int N> INLINE void group_apply(const GroupNorm &a) {
+    SHARED_BYTES(memory);
+    Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
+    const int channels = x.channels(), width = channels / a.groups, vectors = channels / N;
+    float *scale = (float *)memory, *shift = scale + channels; // y = x scale + shift
+    float *mean = shift + channels, *deviation = mean + a.groups;
+    const int image = blockIdx.y, t = threadIdx.x;
+
+    const float count = (float)a.pixels * width;
+    for (int g = t; g < a.groups; g += NORM_THREADS) {
+        float sum = 0, square = 0;
+        for (int chunk = 0; chunk < a.chunks; chunk++) {
+            const float *in = a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g);
+            sum += in[0];
+            square += in[1];
+        }
+        const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
+        mean[g] = group_origin(x, image, a.pixels, g, width) + d;
+        deviation[g] = 1.0f / sqrtf(variance + a.eps);
+    }
+    sync_block();
+    for (int c = t; c < channels; c += NORM_THREADS) {
+        const float s = wide(((const T *)a.weight)[c]) * deviation[c / width];
+        scale[c] = s;
+        shift[c] = wide(((const T *)a.bias)[c]) - mean[c / width] * s;
+    }
+    sync_block();
+
+    const int64_t total = (int64_t)a.pixels * vectors, stride = (int64_t)gridDim.x * NORM_THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * NORM_THREADS + t; i < total; i += stride) {
+        const int64_t pixel = (int64_t)image * a.pixels + i / vectors;
+        const int c = (int)(i % vectors) * N;
+        const Vector<T, N> v = *(const Vector<T, N> *)x.at(pixel, c);
+        Vector<T, N> out;
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            float y = wide(v.at[j]) * scale[c + j] + shift[c + j];
+            if (a.silu) y = y / (1.0f + expf(-y));
+            out.at[j] = narrow<T>(y);
+        }
+        *(Vector<T, N> *)((T *)a.y + pixel * channels + c) = out;
+    }
+}
+
+struct LayerNorm {
+    const void *x, *weight, *bias; // (rows, width), (width), (width)
+    void *y;
+    int rows, width;
+    float eps;
+};
+static_assert(sizeof(LayerNorm) == 48, "as the host has it");
+
+INLINE float warp_sum(float x) {
+    for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+    return x;
+}
+
+// Two passes over a row, which the second finds in the cache: the mean, then the variance around it.
+template <class T, int N> INLINE void layer_norm(const LayerNorm &a) {
+    const int lane = threadIdx.x % 32, vectors = a.width / N;
+    const int64_t row = (int64_t)blockIdx.x * (NORM_THREADS / 32) + threadIdx.x / 32;
+    if (row >= a.rows) return;
+    const Vector<T, N> *x = (const Vector<T, N> *)((const T *)a.x + row * a.width);
+    float sum = 0;
+    for (int i = lane; i < vectors; i += 32)
+        for (int j = 0; j < N; j++) sum += wide(x[i].at[j]);
+    const float mean = warp_sum(sum) / a.width;
+    float square = 0;
+    for (int i = lane; i < vectors; i += 32)
+        for (int j = 0; j < N; j++) {
+            const float d = wide(x[i].at[j]) - mean;
+            square += d * d;
+        }
+    const float scale = 1.0f / sqrtf(warp_sum(square) / a.width + a.eps);
+    Vector<T, N> *y = (Vector<T, N> *)((T *)a.y + row * a.width);
+    const Vector<T, N> *weight = (const Vector<T, N> *)a.weight, *bias = (const Vector<T, N> *)a.bias;
+    for (int i = lane; i < vectors; i += 32) {
+        Vector<T, N> out;
+        for (int j = 0; j < N; j++)
+            out.at[j] = narrow<T>((wide(x[i].at[j]) - mean) * scale * wide(weight[i].at[j]) + wide(bias[i].at[j]));
+        y[i] = out;
+    }
+}
+
+// By dtype and by how many numbers are read at once.
+#define NORMS(T, N)                                                                      \
+    KERNEL(group_sums_##T##_##N, GroupNorm, NORM_THREADS) { group_sums<T, N>(args); }    \
+    KERNEL(group_apply_##T##_##N, GroupNorm, NORM_THREADS) { group_apply<T, N>(args); }  \
+    KERNEL(layer_norm_##T##_##N, LayerNorm, NORM_THREADS) { layer_norm<T, N>(args); }
+NORMS(f32, 1)
+NORMS(f32, 4)
+NORMS(f16, 1)
+NORMS(f16, 8)
+NORMS(bf16, 1)
+NORMS(bf16, 8)
