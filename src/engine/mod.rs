@@ -5,6 +5,14 @@ pub mod animate;
 mod bar_screen;
 pub mod checkpoint;
 pub mod cost;
+#[cfg(feature = "cuda")]
+mod cuda_card;
+#[cfg(all(
+    feature = "cuda",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod cuda_libraries;
 pub mod denoise;
 pub mod kernels;
 pub mod memory;
