@@ -1,5 +1,5 @@
 //! Where the numbers live and in what precision. The only place that opens a CUDA device.
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use candle_core::{DType, Device, DeviceLocation};
 use std::fmt;
 use std::str::FromStr;
@@ -111,14 +111,17 @@ impl fmt::Display for Runtime {
     }
 }
 
+#[cfg(not(feature = "cuda"))]
 fn open_cuda(number: usize) -> Result<Device> {
-    if !candle_core::utils::cuda_is_available() {
-        bail!(
-            "device cuda:{number}: this build has no CUDA; use --device cpu, or build with --features cuda"
-        );
-    }
-    Device::new_cuda(number)
-        .with_context(|| format!("device cuda:{number} cannot be used; use --device cpu"))
+    anyhow::bail!(
+        "device cuda:{number}: this build has no CUDA; use --device cpu, or build with --features cuda"
+    );
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(number: usize) -> Result<Device> {
+    use anyhow::Context;
+    super::cuda::open::open(number).with_context(|| format!("device cuda:{number}"))
 }
 
 /// Whether the first card can be used.

@@ -5,6 +5,8 @@ mod batches;
 #[cfg(target_os = "linux")]
 mod colours;
 mod completions;
+#[cfg(all(feature = "cuda", target_os = "linux"))]
+mod cuda;
 mod demo;
 mod downloads;
 mod errors;

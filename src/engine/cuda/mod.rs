@@ -6,6 +6,7 @@
 //! - `card`: the one file that talks to the driver: it loads the kernels and starts them on tensors. Tests have a card that is none,
 //!   `emulated_card`, which runs the kernels' own source on a processor
 //! - [`graph`]: a call of a network, recorded once and then started as a whole
+//! - `open`: whether a card can be used, and what is missing; `libraries`: NVIDIA's, opened when a card is asked for and not before
 //! - `kernels/`: their source, which `build.rs` compiles
 //!
 //! Each layer is planned as plain numbers, [`Work`], from the sizes and the dtype alone: which kernels, on how many blocks. Only `card`
@@ -22,7 +23,15 @@ mod card;
 #[cfg(test)]
 mod emulated;
 pub mod graph;
+#[cfg(all(
+    feature = "cuda",
+    target_os = "linux",
+    any(target_arch = "x86_64", target_arch = "aarch64")
+))]
+mod libraries;
 pub mod norm;
+#[cfg(feature = "cuda")]
+pub mod open;
 pub mod product;
 
 use candle_core::{DType, Result, Tensor};

@@ -1,0 +1,323 @@
+// The functions of NVIDIA's libraries that the program may call, by library: the list that libraries.rs turns into jumps.
+//
+// All that cudarc 0.19.10 declares for any CUDA since 11.4, for GNU ld counts what it will throw away later as a use too.
+// For another cudarc: grep -ohE 'pub unsafe fn (cu|nvrtc)\w+' src/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs
+
+diffuse_library driver, 302 // CUDA_ERROR_SHARED_OBJECT_SYMBOL_NOT_FOUND
+diffuse_jumps driver, cuArray3DCreate_v2, cuArray3DGetDescriptor_v2, cuArrayCreate_v2, cuArrayDestroy
+diffuse_jumps driver, cuArrayGetDescriptor_v2, cuArrayGetMemoryRequirements, cuArrayGetPlane
+diffuse_jumps driver, cuArrayGetSparseProperties, cuCoredumpDeregisterCompleteCallback
+diffuse_jumps driver, cuCoredumpDeregisterStartCallback, cuCoredumpGetAttribute, cuCoredumpGetAttributeGlobal
+diffuse_jumps driver, cuCoredumpRegisterCompleteCallback, cuCoredumpRegisterStartCallback, cuCoredumpSetAttribute
+diffuse_jumps driver, cuCoredumpSetAttributeGlobal, cuCtxAttach, cuCtxCreate_v2, cuCtxCreate_v3, cuCtxCreate_v4
+diffuse_jumps driver, cuCtxDestroy_v2, cuCtxDetach, cuCtxDisablePeerAccess, cuCtxEnablePeerAccess, cuCtxFromGreenCtx
+diffuse_jumps driver, cuCtxGetApiVersion, cuCtxGetCacheConfig, cuCtxGetCurrent, cuCtxGetDevResource, cuCtxGetDevice
+diffuse_jumps driver, cuCtxGetDevice_v2, cuCtxGetExecAffinity, cuCtxGetFlags, cuCtxGetId, cuCtxGetLimit
+diffuse_jumps driver, cuCtxGetSharedMemConfig, cuCtxGetStreamPriorityRange, cuCtxPopCurrent_v2, cuCtxPushCurrent_v2
+diffuse_jumps driver, cuCtxRecordEvent, cuCtxResetPersistingL2Cache, cuCtxSetCacheConfig, cuCtxSetCurrent
+diffuse_jumps driver, cuCtxSetFlags, cuCtxSetLimit, cuCtxSetSharedMemConfig, cuCtxSynchronize, cuCtxSynchronize_v2
+diffuse_jumps driver, cuCtxWaitEvent, cuDestroyExternalMemory, cuDestroyExternalSemaphore, cuDevResourceGenerateDesc
+diffuse_jumps driver, cuDevSmResourceSplit, cuDevSmResourceSplitByCount, cuDeviceCanAccessPeer
+diffuse_jumps driver, cuDeviceComputeCapability, cuDeviceGet, cuDeviceGetAttribute, cuDeviceGetByPCIBusId
+diffuse_jumps driver, cuDeviceGetCliqueCount, cuDeviceGetCliqueInfo, cuDeviceGetCount, cuDeviceGetDefaultMemPool
+diffuse_jumps driver, cuDeviceGetDevResource, cuDeviceGetExecAffinitySupport, cuDeviceGetFabricClusterUuid
+diffuse_jumps driver, cuDeviceGetGraphMemAttribute, cuDeviceGetHostAtomicCapabilities, cuDeviceGetLuid
+diffuse_jumps driver, cuDeviceGetMemPool, cuDeviceGetName, cuDeviceGetP2PAtomicCapabilities, cuDeviceGetP2PAttribute
+diffuse_jumps driver, cuDeviceGetPCIBusId, cuDeviceGetProperties, cuDeviceGetTexture1DLinearMaxWidth, cuDeviceGetUuid
+diffuse_jumps driver, cuDeviceGetUuid_v2, cuDeviceGraphMemTrim, cuDevicePrimaryCtxGetState
+diffuse_jumps driver, cuDevicePrimaryCtxRelease_v2, cuDevicePrimaryCtxReset_v2, cuDevicePrimaryCtxRetain
+diffuse_jumps driver, cuDevicePrimaryCtxSetFlags_v2, cuDeviceRegisterAsyncNotification, cuDeviceSetGraphMemAttribute
+diffuse_jumps driver, cuDeviceSetMemPool, cuDeviceTotalMem_v2, cuDeviceUnregisterAsyncNotification, cuDriverGetVersion
+diffuse_jumps driver, cuEventCreate, cuEventDestroy_v2, cuEventElapsedTime, cuEventElapsedTime_v2, cuEventQuery
+diffuse_jumps driver, cuEventRecord, cuEventRecordWithFlags, cuEventSynchronize, cuExternalMemoryGetMappedBuffer
+diffuse_jumps driver, cuExternalMemoryGetMappedMipmappedArray, cuFlushGPUDirectRDMAWrites, cuFuncGetAttribute
+diffuse_jumps driver, cuFuncGetModule, cuFuncGetName, cuFuncGetParamCount, cuFuncGetParamInfo, cuFuncIsLoaded
+diffuse_jumps driver, cuFuncLoad, cuFuncSetAttribute, cuFuncSetBlockShape, cuFuncSetCacheConfig
+diffuse_jumps driver, cuFuncSetSharedMemConfig, cuFuncSetSharedSize, cuGetErrorName, cuGetErrorString
+diffuse_jumps driver, cuGetExportTable, cuGetProcAddress, cuGetProcAddress_v2, cuGraphAddBatchMemOpNode
+diffuse_jumps driver, cuGraphAddChildGraphNode, cuGraphAddDependencies, cuGraphAddDependencies_v2, cuGraphAddEmptyNode
+diffuse_jumps driver, cuGraphAddEventRecordNode, cuGraphAddEventWaitNode, cuGraphAddExternalSemaphoresSignalNode
+diffuse_jumps driver, cuGraphAddExternalSemaphoresWaitNode, cuGraphAddHostNode, cuGraphAddKernelNode
+diffuse_jumps driver, cuGraphAddKernelNode_v2, cuGraphAddMemAllocNode, cuGraphAddMemFreeNode, cuGraphAddMemcpyNode
+diffuse_jumps driver, cuGraphAddMemsetNode, cuGraphAddNode, cuGraphAddNode_v2, cuGraphAddNode_v3
+diffuse_jumps driver, cuGraphBatchMemOpNodeGetParams, cuGraphBatchMemOpNodeSetParams, cuGraphChildGraphNodeGetGraph
+diffuse_jumps driver, cuGraphClone, cuGraphConditionalHandleCreate, cuGraphCreate, cuGraphDebugDotPrint
+diffuse_jumps driver, cuGraphDestroy, cuGraphDestroyNode, cuGraphEventRecordNodeGetEvent
+diffuse_jumps driver, cuGraphEventRecordNodeSetEvent, cuGraphEventWaitNodeGetEvent, cuGraphEventWaitNodeSetEvent
+diffuse_jumps driver, cuGraphExecBatchMemOpNodeSetParams, cuGraphExecChildGraphNodeSetParams, cuGraphExecDestroy
+diffuse_jumps driver, cuGraphExecEventRecordNodeSetEvent, cuGraphExecEventWaitNodeSetEvent
+diffuse_jumps driver, cuGraphExecExternalSemaphoresSignalNodeSetParams, cuGraphExecExternalSemaphoresWaitNodeSetParams
+diffuse_jumps driver, cuGraphExecGetFlags, cuGraphExecGetId, cuGraphExecHostNodeSetParams
+diffuse_jumps driver, cuGraphExecKernelNodeSetParams, cuGraphExecKernelNodeSetParams_v2
+diffuse_jumps driver, cuGraphExecMemcpyNodeSetParams, cuGraphExecMemsetNodeSetParams, cuGraphExecNodeSetParams
+diffuse_jumps driver, cuGraphExecUpdate, cuGraphExecUpdate_v2, cuGraphExternalSemaphoresSignalNodeGetParams
+diffuse_jumps driver, cuGraphExternalSemaphoresSignalNodeSetParams, cuGraphExternalSemaphoresWaitNodeGetParams
+diffuse_jumps driver, cuGraphExternalSemaphoresWaitNodeSetParams, cuGraphGetEdges, cuGraphGetEdges_v2, cuGraphGetId
+diffuse_jumps driver, cuGraphGetNodes, cuGraphGetRootNodes, cuGraphHostNodeGetParams, cuGraphHostNodeSetParams
+diffuse_jumps driver, cuGraphInstantiateWithFlags, cuGraphInstantiateWithParams, cuGraphInstantiate_v2
+diffuse_jumps driver, cuGraphKernelNodeCopyAttributes, cuGraphKernelNodeGetAttribute, cuGraphKernelNodeGetParams
+diffuse_jumps driver, cuGraphKernelNodeGetParams_v2, cuGraphKernelNodeSetAttribute, cuGraphKernelNodeSetParams
+diffuse_jumps driver, cuGraphKernelNodeSetParams_v2, cuGraphLaunch, cuGraphMemAllocNodeGetParams
+diffuse_jumps driver, cuGraphMemFreeNodeGetParams, cuGraphMemcpyNodeGetParams, cuGraphMemcpyNodeSetParams
+diffuse_jumps driver, cuGraphMemsetNodeGetParams, cuGraphMemsetNodeSetParams, cuGraphNodeFindInClone
+diffuse_jumps driver, cuGraphNodeGetContainingGraph, cuGraphNodeGetDependencies, cuGraphNodeGetDependencies_v2
+diffuse_jumps driver, cuGraphNodeGetDependentNodes, cuGraphNodeGetDependentNodes_v2, cuGraphNodeGetEnabled
+diffuse_jumps driver, cuGraphNodeGetLocalId, cuGraphNodeGetParams, cuGraphNodeGetToolsId, cuGraphNodeGetType
+diffuse_jumps driver, cuGraphNodeSetEnabled, cuGraphNodeSetParams, cuGraphNodeSetParams_v2, cuGraphReleaseUserObject
+diffuse_jumps driver, cuGraphRemoveDependencies, cuGraphRemoveDependencies_v2, cuGraphRetainUserObject, cuGraphUpload
+diffuse_jumps driver, cuGraphicsMapResources, cuGraphicsResourceGetMappedMipmappedArray
+diffuse_jumps driver, cuGraphicsResourceGetMappedPointer_v2, cuGraphicsResourceSetMapFlags_v2
+diffuse_jumps driver, cuGraphicsSubResourceGetMappedArray, cuGraphicsUnmapResources, cuGraphicsUnregisterResource
+diffuse_jumps driver, cuGreenCtxCreate, cuGreenCtxDestroy, cuGreenCtxGetDevResource, cuGreenCtxGetId
+diffuse_jumps driver, cuGreenCtxRecordEvent, cuGreenCtxStreamCreate, cuGreenCtxWaitEvent, cuImportExternalMemory
+diffuse_jumps driver, cuImportExternalSemaphore, cuInit, cuIpcCloseMemHandle, cuIpcGetEventHandle, cuIpcGetMemHandle
+diffuse_jumps driver, cuIpcOpenEventHandle, cuIpcOpenMemHandle_v2, cuKernelGetAttribute, cuKernelGetFunction
+diffuse_jumps driver, cuKernelGetLibrary, cuKernelGetName, cuKernelGetParamCount, cuKernelGetParamInfo
+diffuse_jumps driver, cuKernelSetAttribute, cuKernelSetCacheConfig, cuLaunch, cuLaunchCooperativeKernel
+diffuse_jumps driver, cuLaunchCooperativeKernelMultiDevice, cuLaunchGrid, cuLaunchGridAsync, cuLaunchHostFunc
+diffuse_jumps driver, cuLaunchHostFunc_v2, cuLaunchKernel, cuLaunchKernelEx, cuLibraryEnumerateKernels
+diffuse_jumps driver, cuLibraryGetGlobal, cuLibraryGetKernel, cuLibraryGetKernelCount, cuLibraryGetManaged
+diffuse_jumps driver, cuLibraryGetModule, cuLibraryGetUnifiedFunction, cuLibraryLoadData, cuLibraryLoadFromFile
+diffuse_jumps driver, cuLibraryUnload, cuLinkAddData_v2, cuLinkAddFile_v2, cuLinkComplete, cuLinkCreate_v2
+diffuse_jumps driver, cuLinkDestroy, cuLogicalEndpointAddDevice, cuLogicalEndpointBindAddr, cuLogicalEndpointBindMem
+diffuse_jumps driver, cuLogicalEndpointCreate, cuLogicalEndpointDestroy, cuLogicalEndpointExport
+diffuse_jumps driver, cuLogicalEndpointGetLimits, cuLogicalEndpointIdRelease, cuLogicalEndpointIdReserve
+diffuse_jumps driver, cuLogicalEndpointImport, cuLogicalEndpointQuery, cuLogicalEndpointUnbind, cuLogsCurrent
+diffuse_jumps driver, cuLogsDumpToFile, cuLogsDumpToMemory, cuLogsRegisterCallback, cuLogsUnregisterCallback
+diffuse_jumps driver, cuMemAddressFree, cuMemAddressReserve, cuMemAdvise, cuMemAdvise_v2, cuMemAllocAsync
+diffuse_jumps driver, cuMemAllocFromPoolAsync, cuMemAllocHost_v2, cuMemAllocManaged, cuMemAllocPitch_v2, cuMemAlloc_v2
+diffuse_jumps driver, cuMemBatchDecompressAsync, cuMemCreate, cuMemDiscardAndPrefetchBatchAsync
+diffuse_jumps driver, cuMemDiscardBatchAsync, cuMemExportToShareableHandle, cuMemFreeAsync, cuMemFreeHost
+diffuse_jumps driver, cuMemFree_v2, cuMemGetAccess, cuMemGetAddressRange_v2, cuMemGetAllocationGranularity
+diffuse_jumps driver, cuMemGetAllocationPropertiesFromHandle, cuMemGetDefaultMemPool, cuMemGetHandleForAddressRange
+diffuse_jumps driver, cuMemGetInfo_v2, cuMemGetLocationInfo, cuMemGetMemPool, cuMemHostAlloc
+diffuse_jumps driver, cuMemHostGetDevicePointer_v2, cuMemHostGetFlags, cuMemHostRegister_v2, cuMemHostUnregister
+diffuse_jumps driver, cuMemImportFromShareableHandle, cuMemMap, cuMemMapArrayAsync, cuMemPoolCreate, cuMemPoolDestroy
+diffuse_jumps driver, cuMemPoolExportPointer, cuMemPoolExportToShareableHandle, cuMemPoolGetAccess
+diffuse_jumps driver, cuMemPoolGetAttribute, cuMemPoolImportFromShareableHandle, cuMemPoolImportPointer
+diffuse_jumps driver, cuMemPoolSetAccess, cuMemPoolSetAttribute, cuMemPoolTrimTo, cuMemPrefetchAsync
+diffuse_jumps driver, cuMemPrefetchAsync_v2, cuMemPrefetchBatchAsync, cuMemRangeGetAttribute, cuMemRangeGetAttributes
+diffuse_jumps driver, cuMemRelease, cuMemRetainAllocationHandle, cuMemSetAccess, cuMemSetMemPool, cuMemUnmap, cuMemcpy
+diffuse_jumps driver, cuMemcpy2DAsync_v2, cuMemcpy2DUnaligned_v2, cuMemcpy2D_v2, cuMemcpy3DAsync_v2
+diffuse_jumps driver, cuMemcpy3DBatchAsync, cuMemcpy3DBatchAsync_v2, cuMemcpy3DPeer, cuMemcpy3DPeerAsync
+diffuse_jumps driver, cuMemcpy3DWithAttributesAsync, cuMemcpy3D_v2, cuMemcpyAsync, cuMemcpyAtoA_v2, cuMemcpyAtoD_v2
+diffuse_jumps driver, cuMemcpyAtoHAsync_v2, cuMemcpyAtoH_v2, cuMemcpyBatchAsync, cuMemcpyBatchAsync_v2
+diffuse_jumps driver, cuMemcpyDtoA_v2, cuMemcpyDtoDAsync_v2, cuMemcpyDtoD_v2, cuMemcpyDtoHAsync_v2, cuMemcpyDtoH_v2
+diffuse_jumps driver, cuMemcpyHtoAAsync_v2, cuMemcpyHtoA_v2, cuMemcpyHtoDAsync_v2, cuMemcpyHtoD_v2, cuMemcpyPeer
+diffuse_jumps driver, cuMemcpyPeerAsync, cuMemcpyWithAttributesAsync, cuMemsetD16Async, cuMemsetD16_v2
+diffuse_jumps driver, cuMemsetD2D16Async, cuMemsetD2D16_v2, cuMemsetD2D32Async, cuMemsetD2D32_v2, cuMemsetD2D8Async
+diffuse_jumps driver, cuMemsetD2D8_v2, cuMemsetD32Async, cuMemsetD32_v2, cuMemsetD8Async, cuMemsetD8_v2
+diffuse_jumps driver, cuMipmappedArrayCreate, cuMipmappedArrayDestroy, cuMipmappedArrayGetLevel
+diffuse_jumps driver, cuMipmappedArrayGetMemoryRequirements, cuMipmappedArrayGetSparseProperties
+diffuse_jumps driver, cuModuleEnumerateFunctions, cuModuleGetFunction, cuModuleGetFunctionCount, cuModuleGetGlobal_v2
+diffuse_jumps driver, cuModuleGetLoadingMode, cuModuleGetSurfRef, cuModuleGetTexRef, cuModuleLoad, cuModuleLoadData
+diffuse_jumps driver, cuModuleLoadDataEx, cuModuleLoadFatBinary, cuModuleUnload, cuMulticastAddDevice
+diffuse_jumps driver, cuMulticastBindAddr, cuMulticastBindAddr_v2, cuMulticastBindMem, cuMulticastBindMem_v2
+diffuse_jumps driver, cuMulticastCreate, cuMulticastGetGranularity, cuMulticastUnbind
+diffuse_jumps driver, cuOccupancyAvailableDynamicSMemPerBlock, cuOccupancyMaxActiveBlocksPerMultiprocessor
+diffuse_jumps driver, cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags, cuOccupancyMaxActiveClusters
+diffuse_jumps driver, cuOccupancyMaxPotentialBlockSize, cuOccupancyMaxPotentialBlockSizeWithFlags
+diffuse_jumps driver, cuOccupancyMaxPotentialClusterSize, cuParamSetSize, cuParamSetTexRef, cuParamSetf, cuParamSeti
+diffuse_jumps driver, cuParamSetv, cuPointerGetAttribute, cuPointerGetAttributes, cuPointerSetAttribute
+diffuse_jumps driver, cuProfilerInitialize, cuProfilerStart, cuProfilerStop, cuSignalExternalSemaphoresAsync
+diffuse_jumps driver, cuStreamAddCallback, cuStreamAttachMemAsync, cuStreamBatchMemOp, cuStreamBatchMemOp_v2
+diffuse_jumps driver, cuStreamBeginCaptureToCig, cuStreamBeginCaptureToGraph, cuStreamBeginCapture_v2
+diffuse_jumps driver, cuStreamBeginRecaptureToGraph, cuStreamCopyAttributes, cuStreamCreate
+diffuse_jumps driver, cuStreamCreateWithPriority, cuStreamDestroy_v2, cuStreamEndCapture, cuStreamEndCaptureToCig
+diffuse_jumps driver, cuStreamGetAttribute, cuStreamGetCaptureInfo, cuStreamGetCaptureInfo_v2
+diffuse_jumps driver, cuStreamGetCaptureInfo_v3, cuStreamGetCtx, cuStreamGetCtx_v2, cuStreamGetDevResource
+diffuse_jumps driver, cuStreamGetDevice, cuStreamGetFlags, cuStreamGetGreenCtx, cuStreamGetId, cuStreamGetPriority
+diffuse_jumps driver, cuStreamIsCapturing, cuStreamQuery, cuStreamSetAttribute, cuStreamSynchronize
+diffuse_jumps driver, cuStreamUpdateCaptureDependencies, cuStreamUpdateCaptureDependencies_v2, cuStreamWaitEvent
+diffuse_jumps driver, cuStreamWaitValue32, cuStreamWaitValue32_v2, cuStreamWaitValue64, cuStreamWaitValue64_v2
+diffuse_jumps driver, cuStreamWriteValue32, cuStreamWriteValue32_v2, cuStreamWriteValue64, cuStreamWriteValue64_v2
+diffuse_jumps driver, cuSurfObjectCreate, cuSurfObjectDestroy, cuSurfObjectGetResourceDesc, cuSurfRefGetArray
+diffuse_jumps driver, cuSurfRefSetArray, cuTensorMapEncodeIm2col, cuTensorMapEncodeIm2colWide, cuTensorMapEncodeTiled
+diffuse_jumps driver, cuTensorMapReplaceAddress, cuTexObjectCreate, cuTexObjectDestroy, cuTexObjectGetResourceDesc
+diffuse_jumps driver, cuTexObjectGetResourceViewDesc, cuTexObjectGetTextureDesc, cuTexRefCreate, cuTexRefDestroy
+diffuse_jumps driver, cuTexRefGetAddressMode, cuTexRefGetAddress_v2, cuTexRefGetArray, cuTexRefGetBorderColor
+diffuse_jumps driver, cuTexRefGetFilterMode, cuTexRefGetFlags, cuTexRefGetFormat, cuTexRefGetMaxAnisotropy
+diffuse_jumps driver, cuTexRefGetMipmapFilterMode, cuTexRefGetMipmapLevelBias, cuTexRefGetMipmapLevelClamp
+diffuse_jumps driver, cuTexRefGetMipmappedArray, cuTexRefSetAddress2D_v3, cuTexRefSetAddressMode
+diffuse_jumps driver, cuTexRefSetAddress_v2, cuTexRefSetArray, cuTexRefSetBorderColor, cuTexRefSetFilterMode
+diffuse_jumps driver, cuTexRefSetFlags, cuTexRefSetFormat, cuTexRefSetMaxAnisotropy, cuTexRefSetMipmapFilterMode
+diffuse_jumps driver, cuTexRefSetMipmapLevelBias, cuTexRefSetMipmapLevelClamp, cuTexRefSetMipmappedArray
+diffuse_jumps driver, cuThreadExchangeStreamCaptureMode, cuUserObjectCreate, cuUserObjectRelease, cuUserObjectRetain
+diffuse_jumps driver, cuWaitExternalSemaphoresAsync
+diffuse_end driver
+
+diffuse_library cublaslt, 1 // CUBLAS_STATUS_NOT_INITIALIZED
+diffuse_jumps cublaslt, cublasLtCreate, cublasLtDestroy, cublasLtEmulationDescCreate, cublasLtEmulationDescDestroy
+diffuse_jumps cublaslt, cublasLtEmulationDescGetAttribute, cublasLtEmulationDescInit_internal
+diffuse_jumps cublaslt, cublasLtEmulationDescSetAttribute, cublasLtGetCudartVersion, cublasLtGetProperty
+diffuse_jumps cublaslt, cublasLtGetVersion, cublasLtGroupedMatrixLayoutCreate
+diffuse_jumps cublaslt, cublasLtGroupedMatrixLayoutInit_internal, cublasLtHeuristicsCacheGetCapacity
+diffuse_jumps cublaslt, cublasLtHeuristicsCacheSetCapacity, cublasLtLoggerForceDisable, cublasLtLoggerOpenFile
+diffuse_jumps cublaslt, cublasLtLoggerSetCallback, cublasLtLoggerSetFile, cublasLtLoggerSetLevel
+diffuse_jumps cublaslt, cublasLtLoggerSetMask, cublasLtMatmul, cublasLtMatmulAlgoCapGetAttribute
+diffuse_jumps cublaslt, cublasLtMatmulAlgoCheck, cublasLtMatmulAlgoCheckForStream
+diffuse_jumps cublaslt, cublasLtMatmulAlgoConfigGetAttribute, cublasLtMatmulAlgoConfigSetAttribute
+diffuse_jumps cublaslt, cublasLtMatmulAlgoGetHeuristic, cublasLtMatmulAlgoGetHeuristicForStream
+diffuse_jumps cublaslt, cublasLtMatmulAlgoGetIds, cublasLtMatmulAlgoInit, cublasLtMatmulDescCreate
+diffuse_jumps cublaslt, cublasLtMatmulDescDestroy, cublasLtMatmulDescGetAttribute, cublasLtMatmulDescInit_internal
+diffuse_jumps cublaslt, cublasLtMatmulDescSetAttribute, cublasLtMatmulPreferenceCreate
+diffuse_jumps cublaslt, cublasLtMatmulPreferenceDestroy, cublasLtMatmulPreferenceGetAttribute
+diffuse_jumps cublaslt, cublasLtMatmulPreferenceInit_internal, cublasLtMatmulPreferenceSetAttribute
+diffuse_jumps cublaslt, cublasLtMatrixLayoutCreate, cublasLtMatrixLayoutDestroy, cublasLtMatrixLayoutGetAttribute
+diffuse_jumps cublaslt, cublasLtMatrixLayoutInit_internal, cublasLtMatrixLayoutSetAttribute, cublasLtMatrixTransform
+diffuse_jumps cublaslt, cublasLtMatrixTransformDescCreate, cublasLtMatrixTransformDescDestroy
+diffuse_jumps cublaslt, cublasLtMatrixTransformDescGetAttribute, cublasLtMatrixTransformDescInit_internal
+diffuse_jumps cublaslt, cublasLtMatrixTransformDescSetAttribute
+diffuse_texts cublaslt, cublasLtGetStatusName, cublasLtGetStatusString
+diffuse_end cublaslt
+
+diffuse_library cublas, 1 // CUBLAS_STATUS_NOT_INITIALIZED
+diffuse_jumps cublas, cublasAsumEx, cublasAsumEx_64, cublasAxpyEx, cublasAxpyEx_64, cublasCaxpy_v2, cublasCaxpy_v2_64
+diffuse_jumps cublas, cublasCcopy_v2, cublasCcopy_v2_64, cublasCdgmm, cublasCdgmm_64, cublasCdotc_v2
+diffuse_jumps cublas, cublasCdotc_v2_64, cublasCdotu_v2, cublasCdotu_v2_64, cublasCgbmv_v2, cublasCgbmv_v2_64
+diffuse_jumps cublas, cublasCgeam, cublasCgeam_64, cublasCgelsBatched, cublasCgemm3m, cublasCgemm3mBatched
+diffuse_jumps cublas, cublasCgemm3mBatched_64, cublasCgemm3mEx, cublasCgemm3mEx_64, cublasCgemm3mStridedBatched
+diffuse_jumps cublas, cublasCgemm3mStridedBatched_64, cublasCgemm3m_64, cublasCgemmBatched, cublasCgemmBatched_64
+diffuse_jumps cublas, cublasCgemmEx, cublasCgemmEx_64, cublasCgemmStridedBatched, cublasCgemmStridedBatched_64
+diffuse_jumps cublas, cublasCgemm_v2, cublasCgemm_v2_64, cublasCgemvBatched, cublasCgemvBatched_64
+diffuse_jumps cublas, cublasCgemvStridedBatched, cublasCgemvStridedBatched_64, cublasCgemv_v2, cublasCgemv_v2_64
+diffuse_jumps cublas, cublasCgeqrfBatched, cublasCgerc_v2, cublasCgerc_v2_64, cublasCgeru_v2, cublasCgeru_v2_64
+diffuse_jumps cublas, cublasCgetrfBatched, cublasCgetriBatched, cublasCgetrsBatched, cublasChbmv_v2, cublasChbmv_v2_64
+diffuse_jumps cublas, cublasChemm_v2, cublasChemm_v2_64, cublasChemv_v2, cublasChemv_v2_64, cublasCher2_v2
+diffuse_jumps cublas, cublasCher2_v2_64, cublasCher2k_v2, cublasCher2k_v2_64, cublasCher_v2, cublasCher_v2_64
+diffuse_jumps cublas, cublasCherk3mEx, cublasCherk3mEx_64, cublasCherkEx, cublasCherkEx_64, cublasCherk_v2
+diffuse_jumps cublas, cublasCherk_v2_64, cublasCherkx, cublasCherkx_64, cublasChpmv_v2, cublasChpmv_v2_64
+diffuse_jumps cublas, cublasChpr2_v2, cublasChpr2_v2_64, cublasChpr_v2, cublasChpr_v2_64, cublasCmatinvBatched
+diffuse_jumps cublas, cublasCopyEx, cublasCopyEx_64, cublasCreate_v2, cublasCrot_v2, cublasCrot_v2_64, cublasCrotg_v2
+diffuse_jumps cublas, cublasCscal_v2, cublasCscal_v2_64, cublasCsrot_v2, cublasCsrot_v2_64, cublasCsscal_v2
+diffuse_jumps cublas, cublasCsscal_v2_64, cublasCswap_v2, cublasCswap_v2_64, cublasCsymm_v2, cublasCsymm_v2_64
+diffuse_jumps cublas, cublasCsymv_v2, cublasCsymv_v2_64, cublasCsyr2_v2, cublasCsyr2_v2_64, cublasCsyr2k_v2
+diffuse_jumps cublas, cublasCsyr2k_v2_64, cublasCsyr_v2, cublasCsyr_v2_64, cublasCsyrk3mEx, cublasCsyrk3mEx_64
+diffuse_jumps cublas, cublasCsyrkEx, cublasCsyrkEx_64, cublasCsyrk_v2, cublasCsyrk_v2_64, cublasCsyrkx
+diffuse_jumps cublas, cublasCsyrkx_64, cublasCtbmv_v2, cublasCtbmv_v2_64, cublasCtbsv_v2, cublasCtbsv_v2_64
+diffuse_jumps cublas, cublasCtpmv_v2, cublasCtpmv_v2_64, cublasCtpsv_v2, cublasCtpsv_v2_64, cublasCtpttr
+diffuse_jumps cublas, cublasCtrmm_v2, cublasCtrmm_v2_64, cublasCtrmv_v2, cublasCtrmv_v2_64, cublasCtrsmBatched
+diffuse_jumps cublas, cublasCtrsmBatched_64, cublasCtrsm_v2, cublasCtrsm_v2_64, cublasCtrsv_v2, cublasCtrsv_v2_64
+diffuse_jumps cublas, cublasCtrttp, cublasDasum_v2, cublasDasum_v2_64, cublasDaxpy_v2, cublasDaxpy_v2_64
+diffuse_jumps cublas, cublasDcopy_v2, cublasDcopy_v2_64, cublasDdgmm, cublasDdgmm_64, cublasDdot_v2, cublasDdot_v2_64
+diffuse_jumps cublas, cublasDestroy_v2, cublasDgbmv_v2, cublasDgbmv_v2_64, cublasDgeam, cublasDgeam_64
+diffuse_jumps cublas, cublasDgelsBatched, cublasDgemmBatched, cublasDgemmBatched_64, cublasDgemmGroupedBatched
+diffuse_jumps cublas, cublasDgemmGroupedBatched_64, cublasDgemmStridedBatched, cublasDgemmStridedBatched_64
+diffuse_jumps cublas, cublasDgemm_v2, cublasDgemm_v2_64, cublasDgemvBatched, cublasDgemvBatched_64
+diffuse_jumps cublas, cublasDgemvStridedBatched, cublasDgemvStridedBatched_64, cublasDgemv_v2, cublasDgemv_v2_64
+diffuse_jumps cublas, cublasDgeqrfBatched, cublasDger_v2, cublasDger_v2_64, cublasDgetrfBatched, cublasDgetriBatched
+diffuse_jumps cublas, cublasDgetrsBatched, cublasDmatinvBatched, cublasDnrm2_v2, cublasDnrm2_v2_64, cublasDotEx
+diffuse_jumps cublas, cublasDotEx_64, cublasDotcEx, cublasDotcEx_64, cublasDrot_v2, cublasDrot_v2_64, cublasDrotg_v2
+diffuse_jumps cublas, cublasDrotm_v2, cublasDrotm_v2_64, cublasDrotmg_v2, cublasDsbmv_v2, cublasDsbmv_v2_64
+diffuse_jumps cublas, cublasDscal_v2, cublasDscal_v2_64, cublasDspmv_v2, cublasDspmv_v2_64, cublasDspr2_v2
+diffuse_jumps cublas, cublasDspr2_v2_64, cublasDspr_v2, cublasDspr_v2_64, cublasDswap_v2, cublasDswap_v2_64
+diffuse_jumps cublas, cublasDsymm_v2, cublasDsymm_v2_64, cublasDsymv_v2, cublasDsymv_v2_64, cublasDsyr2_v2
+diffuse_jumps cublas, cublasDsyr2_v2_64, cublasDsyr2k_v2, cublasDsyr2k_v2_64, cublasDsyr_v2, cublasDsyr_v2_64
+diffuse_jumps cublas, cublasDsyrk_v2, cublasDsyrk_v2_64, cublasDsyrkx, cublasDsyrkx_64, cublasDtbmv_v2
+diffuse_jumps cublas, cublasDtbmv_v2_64, cublasDtbsv_v2, cublasDtbsv_v2_64, cublasDtpmv_v2, cublasDtpmv_v2_64
+diffuse_jumps cublas, cublasDtpsv_v2, cublasDtpsv_v2_64, cublasDtpttr, cublasDtrmm_v2, cublasDtrmm_v2_64
+diffuse_jumps cublas, cublasDtrmv_v2, cublasDtrmv_v2_64, cublasDtrsmBatched, cublasDtrsmBatched_64, cublasDtrsm_v2
+diffuse_jumps cublas, cublasDtrsm_v2_64, cublasDtrsv_v2, cublasDtrsv_v2_64, cublasDtrttp, cublasDzasum_v2
+diffuse_jumps cublas, cublasDzasum_v2_64, cublasDznrm2_v2, cublasDznrm2_v2_64, cublasGemmBatchedEx
+diffuse_jumps cublas, cublasGemmBatchedEx_64, cublasGemmEx, cublasGemmEx_64, cublasGemmGroupedBatchedEx
+diffuse_jumps cublas, cublasGemmGroupedBatchedEx_64, cublasGemmStridedBatchedEx, cublasGemmStridedBatchedEx_64
+diffuse_jumps cublas, cublasGetAtomicsMode, cublasGetCudartVersion, cublasGetEmulationStrategy
+diffuse_jumps cublas, cublasGetLoggerCallback, cublasGetMathMode, cublasGetMatrix, cublasGetMatrixAsync
+diffuse_jumps cublas, cublasGetMatrixAsync_64, cublasGetMatrix_64, cublasGetPointerMode_v2, cublasGetProperty
+diffuse_jumps cublas, cublasGetSmCountTarget, cublasGetStream_v2, cublasGetVector, cublasGetVectorAsync
+diffuse_jumps cublas, cublasGetVectorAsync_64, cublasGetVector_64, cublasGetVersion_v2, cublasIamaxEx
+diffuse_jumps cublas, cublasIamaxEx_64, cublasIaminEx, cublasIaminEx_64, cublasIcamax_v2, cublasIcamax_v2_64
+diffuse_jumps cublas, cublasIcamin_v2, cublasIcamin_v2_64, cublasIdamax_v2, cublasIdamax_v2_64, cublasIdamin_v2
+diffuse_jumps cublas, cublasIdamin_v2_64, cublasIsamax_v2, cublasIsamax_v2_64, cublasIsamin_v2, cublasIsamin_v2_64
+diffuse_jumps cublas, cublasIzamax_v2, cublasIzamax_v2_64, cublasIzamin_v2, cublasIzamin_v2_64, cublasLoggerConfigure
+diffuse_jumps cublas, cublasNrm2Ex, cublasNrm2Ex_64, cublasRotEx, cublasRotEx_64, cublasRotgEx, cublasRotmEx
+diffuse_jumps cublas, cublasRotmEx_64, cublasRotmgEx, cublasSasum_v2, cublasSasum_v2_64, cublasSaxpy_v2
+diffuse_jumps cublas, cublasSaxpy_v2_64, cublasScalEx, cublasScalEx_64, cublasScasum_v2, cublasScasum_v2_64
+diffuse_jumps cublas, cublasScnrm2_v2, cublasScnrm2_v2_64, cublasScopy_v2, cublasScopy_v2_64, cublasSdgmm
+diffuse_jumps cublas, cublasSdgmm_64, cublasSdot_v2, cublasSdot_v2_64, cublasSetAtomicsMode
+diffuse_jumps cublas, cublasSetEmulationStrategy, cublasSetLoggerCallback, cublasSetMathMode, cublasSetMatrix
+diffuse_jumps cublas, cublasSetMatrixAsync, cublasSetMatrixAsync_64, cublasSetMatrix_64, cublasSetPointerMode_v2
+diffuse_jumps cublas, cublasSetSmCountTarget, cublasSetStream_v2, cublasSetVector, cublasSetVectorAsync
+diffuse_jumps cublas, cublasSetVectorAsync_64, cublasSetVector_64, cublasSetWorkspace_v2, cublasSgbmv_v2
+diffuse_jumps cublas, cublasSgbmv_v2_64, cublasSgeam, cublasSgeam_64, cublasSgelsBatched, cublasSgemmBatched
+diffuse_jumps cublas, cublasSgemmBatched_64, cublasSgemmEx, cublasSgemmEx_64, cublasSgemmGroupedBatched
+diffuse_jumps cublas, cublasSgemmGroupedBatched_64, cublasSgemmStridedBatched, cublasSgemmStridedBatched_64
+diffuse_jumps cublas, cublasSgemm_v2, cublasSgemm_v2_64, cublasSgemvBatched, cublasSgemvBatched_64
+diffuse_jumps cublas, cublasSgemvStridedBatched, cublasSgemvStridedBatched_64, cublasSgemv_v2, cublasSgemv_v2_64
+diffuse_jumps cublas, cublasSgeqrfBatched, cublasSger_v2, cublasSger_v2_64, cublasSgetrfBatched, cublasSgetriBatched
+diffuse_jumps cublas, cublasSgetrsBatched, cublasSmatinvBatched, cublasSnrm2_v2, cublasSnrm2_v2_64, cublasSrot_v2
+diffuse_jumps cublas, cublasSrot_v2_64, cublasSrotg_v2, cublasSrotm_v2, cublasSrotm_v2_64, cublasSrotmg_v2
+diffuse_jumps cublas, cublasSsbmv_v2, cublasSsbmv_v2_64, cublasSscal_v2, cublasSscal_v2_64, cublasSspmv_v2
+diffuse_jumps cublas, cublasSspmv_v2_64, cublasSspr2_v2, cublasSspr2_v2_64, cublasSspr_v2, cublasSspr_v2_64
+diffuse_jumps cublas, cublasSswap_v2, cublasSswap_v2_64, cublasSsymm_v2, cublasSsymm_v2_64, cublasSsymv_v2
+diffuse_jumps cublas, cublasSsymv_v2_64, cublasSsyr2_v2, cublasSsyr2_v2_64, cublasSsyr2k_v2, cublasSsyr2k_v2_64
+diffuse_jumps cublas, cublasSsyr_v2, cublasSsyr_v2_64, cublasSsyrk_v2, cublasSsyrk_v2_64, cublasSsyrkx
+diffuse_jumps cublas, cublasSsyrkx_64, cublasStbmv_v2, cublasStbmv_v2_64, cublasStbsv_v2, cublasStbsv_v2_64
+diffuse_jumps cublas, cublasStpmv_v2, cublasStpmv_v2_64, cublasStpsv_v2, cublasStpsv_v2_64, cublasStpttr
+diffuse_jumps cublas, cublasStrmm_v2, cublasStrmm_v2_64, cublasStrmv_v2, cublasStrmv_v2_64, cublasStrsmBatched
+diffuse_jumps cublas, cublasStrsmBatched_64, cublasStrsm_v2, cublasStrsm_v2_64, cublasStrsv_v2, cublasStrsv_v2_64
+diffuse_jumps cublas, cublasStrttp, cublasSwapEx, cublasSwapEx_64, cublasUint8gemmBias, cublasXerbla, cublasZaxpy_v2
+diffuse_jumps cublas, cublasZaxpy_v2_64, cublasZcopy_v2, cublasZcopy_v2_64, cublasZdgmm, cublasZdgmm_64
+diffuse_jumps cublas, cublasZdotc_v2, cublasZdotc_v2_64, cublasZdotu_v2, cublasZdotu_v2_64, cublasZdrot_v2
+diffuse_jumps cublas, cublasZdrot_v2_64, cublasZdscal_v2, cublasZdscal_v2_64, cublasZgbmv_v2, cublasZgbmv_v2_64
+diffuse_jumps cublas, cublasZgeam, cublasZgeam_64, cublasZgelsBatched, cublasZgemm3m, cublasZgemm3m_64
+diffuse_jumps cublas, cublasZgemmBatched, cublasZgemmBatched_64, cublasZgemmStridedBatched
+diffuse_jumps cublas, cublasZgemmStridedBatched_64, cublasZgemm_v2, cublasZgemm_v2_64, cublasZgemvBatched
+diffuse_jumps cublas, cublasZgemvBatched_64, cublasZgemvStridedBatched, cublasZgemvStridedBatched_64, cublasZgemv_v2
+diffuse_jumps cublas, cublasZgemv_v2_64, cublasZgeqrfBatched, cublasZgerc_v2, cublasZgerc_v2_64, cublasZgeru_v2
+diffuse_jumps cublas, cublasZgeru_v2_64, cublasZgetrfBatched, cublasZgetriBatched, cublasZgetrsBatched, cublasZhbmv_v2
+diffuse_jumps cublas, cublasZhbmv_v2_64, cublasZhemm_v2, cublasZhemm_v2_64, cublasZhemv_v2, cublasZhemv_v2_64
+diffuse_jumps cublas, cublasZher2_v2, cublasZher2_v2_64, cublasZher2k_v2, cublasZher2k_v2_64, cublasZher_v2
+diffuse_jumps cublas, cublasZher_v2_64, cublasZherk_v2, cublasZherk_v2_64, cublasZherkx, cublasZherkx_64
+diffuse_jumps cublas, cublasZhpmv_v2, cublasZhpmv_v2_64, cublasZhpr2_v2, cublasZhpr2_v2_64, cublasZhpr_v2
+diffuse_jumps cublas, cublasZhpr_v2_64, cublasZmatinvBatched, cublasZrot_v2, cublasZrot_v2_64, cublasZrotg_v2
+diffuse_jumps cublas, cublasZscal_v2, cublasZscal_v2_64, cublasZswap_v2, cublasZswap_v2_64, cublasZsymm_v2
+diffuse_jumps cublas, cublasZsymm_v2_64, cublasZsymv_v2, cublasZsymv_v2_64, cublasZsyr2_v2, cublasZsyr2_v2_64
+diffuse_jumps cublas, cublasZsyr2k_v2, cublasZsyr2k_v2_64, cublasZsyr_v2, cublasZsyr_v2_64, cublasZsyrk_v2
+diffuse_jumps cublas, cublasZsyrk_v2_64, cublasZsyrkx, cublasZsyrkx_64, cublasZtbmv_v2, cublasZtbmv_v2_64
+diffuse_jumps cublas, cublasZtbsv_v2, cublasZtbsv_v2_64, cublasZtpmv_v2, cublasZtpmv_v2_64, cublasZtpsv_v2
+diffuse_jumps cublas, cublasZtpsv_v2_64, cublasZtpttr, cublasZtrmm_v2, cublasZtrmm_v2_64, cublasZtrmv_v2
+diffuse_jumps cublas, cublasZtrmv_v2_64, cublasZtrsmBatched, cublasZtrsmBatched_64, cublasZtrsm_v2, cublasZtrsm_v2_64
+diffuse_jumps cublas, cublasZtrsv_v2, cublasZtrsv_v2_64, cublasZtrttp
+diffuse_texts cublas, cublasGetStatusName, cublasGetStatusString
+diffuse_end cublas
+
+diffuse_library curand, 101 // CURAND_STATUS_NOT_INITIALIZED
+diffuse_jumps curand, curandCreateGenerator, curandCreateGeneratorHost, curandCreatePoissonDistribution
+diffuse_jumps curand, curandDestroyDistribution, curandDestroyGenerator, curandGenerate, curandGenerateLogNormal
+diffuse_jumps curand, curandGenerateLogNormalDouble, curandGenerateLongLong, curandGenerateNormal
+diffuse_jumps curand, curandGenerateNormalDouble, curandGeneratePoisson, curandGeneratePoissonMethod
+diffuse_jumps curand, curandGenerateSeeds, curandGenerateUniform, curandGenerateUniformDouble
+diffuse_jumps curand, curandGetDirectionVectors32, curandGetDirectionVectors64, curandGetProperty
+diffuse_jumps curand, curandGetScrambleConstants32, curandGetScrambleConstants64, curandGetVersion
+diffuse_jumps curand, curandSetGeneratorOffset, curandSetGeneratorOrdering, curandSetPseudoRandomGeneratorSeed
+diffuse_jumps curand, curandSetQuasiRandomGeneratorDimensions, curandSetStream
+diffuse_end curand
+
+diffuse_library nvrtc, 11 // NVRTC_ERROR_INTERNAL_ERROR
+diffuse_jumps nvrtc, nvrtcAddNameExpression, nvrtcCompileProgram, nvrtcCreateProgram, nvrtcDestroyProgram
+diffuse_jumps nvrtc, nvrtcGetBundledHeadersInfo, nvrtcGetCUBIN, nvrtcGetCUBINSize, nvrtcGetLTOIR, nvrtcGetLTOIRSize
+diffuse_jumps nvrtc, nvrtcGetLoweredName, nvrtcGetNumSupportedArchs, nvrtcGetOptiXIR, nvrtcGetOptiXIRSize, nvrtcGetPTX
+diffuse_jumps nvrtc, nvrtcGetPTXSize, nvrtcGetProgramLog, nvrtcGetProgramLogSize, nvrtcGetSupportedArchs
+diffuse_jumps nvrtc, nvrtcGetTileIR, nvrtcGetTileIRSize, nvrtcInstallBundledHeaders, nvrtcRemoveBundledHeaders
+diffuse_jumps nvrtc, nvrtcVersion
+diffuse_texts nvrtc, nvrtcGetErrorString
+diffuse_end nvrtc
+
+// candle-kernels' functions for GGUF weights and mixtures of experts, which no network here has: src/ffi.rs of 0.11.1.
+diffuse_unused candle_launch_moe_align, launch_mmq_gguf_q2_k, launch_mmq_gguf_q3_k, launch_mmq_gguf_q4_0
+diffuse_unused launch_mmq_gguf_q4_1, launch_mmq_gguf_q4_k, launch_mmq_gguf_q5_0, launch_mmq_gguf_q5_1
+diffuse_unused launch_mmq_gguf_q5_k, launch_mmq_gguf_q6_k, launch_mmq_gguf_q8_0, launch_mmq_quantize_q8_1_D2S6
+diffuse_unused launch_mmq_quantize_q8_1_D4, launch_mmq_quantize_q8_1_DS4, launch_mmvq_gguf_q2_k_bf16_plain
+diffuse_unused launch_mmvq_gguf_q2_k_f16_plain, launch_mmvq_gguf_q2_k_f32_plain, launch_mmvq_gguf_q3_k_bf16_plain
+diffuse_unused launch_mmvq_gguf_q3_k_f16_plain, launch_mmvq_gguf_q3_k_f32_plain, launch_mmvq_gguf_q4_0_bf16_plain
+diffuse_unused launch_mmvq_gguf_q4_0_f16_plain, launch_mmvq_gguf_q4_0_f32_plain, launch_mmvq_gguf_q4_1_bf16_plain
+diffuse_unused launch_mmvq_gguf_q4_1_f16_plain, launch_mmvq_gguf_q4_1_f32_plain, launch_mmvq_gguf_q4_k_bf16_plain
+diffuse_unused launch_mmvq_gguf_q4_k_f16_plain, launch_mmvq_gguf_q4_k_f32_plain, launch_mmvq_gguf_q5_0_bf16_plain
+diffuse_unused launch_mmvq_gguf_q5_0_f16_plain, launch_mmvq_gguf_q5_0_f32_plain, launch_mmvq_gguf_q5_1_bf16_plain
+diffuse_unused launch_mmvq_gguf_q5_1_f16_plain, launch_mmvq_gguf_q5_1_f32_plain, launch_mmvq_gguf_q5_k_bf16_plain
+diffuse_unused launch_mmvq_gguf_q5_k_f16_plain, launch_mmvq_gguf_q5_k_f32_plain, launch_mmvq_gguf_q6_k_bf16_plain
+diffuse_unused launch_mmvq_gguf_q6_k_f16_plain, launch_mmvq_gguf_q6_k_f32_plain, launch_mmvq_gguf_q8_0_bf16_plain
+diffuse_unused launch_mmvq_gguf_q8_0_f16_plain, launch_mmvq_gguf_q8_0_f32_plain, launch_mmvq_gguf_quantize_q8_1_bf16
+diffuse_unused launch_mmvq_gguf_quantize_q8_1_f16, launch_mmvq_gguf_quantize_q8_1_f32, moe_gemm_gguf
+diffuse_unused moe_gemm_gguf_prefill, moe_gemm_wmma
