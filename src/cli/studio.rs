@@ -10,8 +10,9 @@ use super::terminal::Terminal;
 use super::{Drawing, Line};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::pipelines::{Job, Pipeline, Plan, System};
+use crate::engine::png;
 use crate::engine::progress::Phase;
-use crate::engine::{png, runtime::Runtime};
+use crate::engine::runtime::{self, Runtime};
 use anyhow::{Context, Result};
 use image::RgbImage;
 use std::process::ExitCode;
@@ -215,7 +216,8 @@ impl<S: System> Studio<'_, S> {
         let mut watch = |calls, sample: &dyn Fn(usize) -> Result<RgbImage>| {
             look.step((calls, of), orders, sample)
         };
-        let pictures = loaded.pipeline.draw(&jobs, progress, &mut watch)?;
+        let pictures = loaded.pipeline.draw(&jobs, progress, &mut watch);
+        let pictures = pictures.map_err(runtime::explain)?;
         let drawn = progress.take_seconds().share(orders.len());
         for ((k, order), picture) in orders.iter().enumerate().zip(&pictures) {
             let path = progress.phase(Phase::Write, || {
@@ -258,7 +260,8 @@ impl<S: System> Studio<'_, S> {
         let progress = self.terminal.progress();
         let pipeline = self
             .system
-            .load(self.checkpoint, &self.runtime, only, progress)?;
+            .load(self.checkpoint, &self.runtime, only, progress)
+            .map_err(runtime::explain)?;
         let identity = match self.metadata {
             true => Known::Pending(Some(self.checkpoint.identify())),
             false => Known::Unwanted,

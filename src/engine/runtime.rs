@@ -124,7 +124,37 @@ fn open_cuda(number: usize) -> Result<Device> {
     super::cuda::open::open(number).with_context(|| format!("device cuda:{number}"))
 }
 
+/// An error with what to try, where a card's memory was too small.
+pub fn explain(error: anyhow::Error) -> anyhow::Error {
+    match format!("{error:#}").contains("CUDA_ERROR_OUT_OF_MEMORY") {
+        true => error.context(
+            "the card's memory is full; try --batch-size 1, a smaller --width and --height, --dtype f16, or --device cpu",
+        ),
+        false => error,
+    }
+}
+
 /// Whether the first card can be used.
 pub fn cuda_card() -> Result<()> {
     open_cuda(0).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_card_says_what_to_try() {
+        // As cudarc says it, inside of what candle and the loader say.
+        let full =
+            candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+        let full = explain(anyhow::Error::new(full).context("loading unet"));
+        let text = format!("{full:#}");
+        assert!(
+            text.starts_with("the card's memory is full; try --batch-size 1"),
+            "{text}"
+        );
+        assert!(text.contains("loading unet"), "{text}");
+        assert_eq!(explain(anyhow::anyhow!("other")).to_string(), "other");
+    }
 }

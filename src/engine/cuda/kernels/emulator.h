@@ -266,10 +266,11 @@ template <class T> void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint
 }
 
 // Beside the kernel, what starts it: the arguments, the sizes of grid and block, the bytes of shared memory; 0 if all threads came to their end.
-#define KERNEL(name, Args, threads)                                                                                        \
+inline unsigned most_threads(unsigned threads, int = 1) { return threads; }
+#define KERNEL(name, Args, ...)                                                                                            \
     static void name(const Args args);                                                                                     \
     extern "C" int emulate_##name(const Args *args, const Dim3 *grid, const Dim3 *block, size_t shared_bytes) {            \
-        if (block->x > threads) return 2;                                                                                  \
+        if (block->x > most_threads(__VA_ARGS__)) return 2;                                                                \
         return emulator::launch([](const void *args) { name(*(const Args *)args); }, args, *grid, *block, shared_bytes) ? 0 : 1; \
     }                                                                                                                      \
     static void name(const Args args)

@@ -66,8 +66,9 @@ template <> INLINE __nv_bfloat16 narrow<__nv_bfloat16>(float x) { return __float
 using f16 = __half;
 using bf16 = __nv_bfloat16;
 
-// A kernel takes one structure by value, which the host has under the same name.
-#define KERNEL(name, Args, threads) extern "C" __global__ void __launch_bounds__(threads) name(const Args args)
+// A kernel takes one structure by value, which the host has under the same name. Of its blocks of at most so many threads, so many (one,
+// if nothing is said) are to fit on a multiprocessor at once.
+#define KERNEL(name, Args, ...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__) name(const Args args)
 #else
 #include "emulator.h"
 #endif

@@ -308,7 +308,7 @@ template <class T> INLINE void product_plain(const Product &a) {
 }
 
 #define TILES(T)                                                                                        \
-    KERNEL(product_##T##_128x128, Product, 256) { product_tensor<T, 128, 128, 64, 32>(args); }           \
+    KERNEL(product_##T##_128x128, Product, 256, 2) { product_tensor<T, 128, 128, 64, 32>(args); }           \
     KERNEL(product_##T##_128x64, Product, 128) { product_tensor<T, 128, 64, 64, 32>(args); }             \
     KERNEL(product_##T##_64x64, Product, 128) { product_tensor<T, 64, 64, 32, 32>(args); }
 #define ANY_CHANNELS(T)                                                                      \

@@ -100,6 +100,11 @@ impl Class {
         self == Self::StableDiffusion
     }
 
+    /// Whether the pipeline decodes in f32 where the VAE's `force_upcast` asks for it; the others decode in f16 whatever it says.
+    pub fn upcasts_vae(self) -> bool {
+        self == Self::StableDiffusionXl
+    }
+
     /// Whether the pipeline reads `latents_mean` and `latents_std` of the VAE.
     pub fn centres_latents(self) -> bool {
         self == Self::StableDiffusionXl

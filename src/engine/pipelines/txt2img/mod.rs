@@ -82,10 +82,11 @@ impl Txt2ImgSystem {
             .conditional()
             .context("unet/config.json")?;
         let mut decoding = Decoding::read(checkpoint)?;
-        if let Autoencoder::Kl(vae) = &mut decoding.vae
-            && !class.centres_latents()
-        {
-            vae.latents_mean = None;
+        if let Autoencoder::Kl(vae) = &mut decoding.vae {
+            vae.force_upcast &= class.upcasts_vae();
+            if !class.centres_latents() {
+                vae.latents_mean = None;
+            }
         }
         let latent_channels = decoding.vae.latent_channels();
         ensure!(
