@@ -10,14 +10,17 @@ use diffuse::engine::nn::{
 };
 use diffuse::engine::noise::Noise;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
 
-/// The first card.
+/// The first card, opened once: its kernels are loaded when they are first used.
 fn card() -> Device {
-    match std::env::var("CARD").as_deref() {
+    static CARD: OnceLock<Device> = OnceLock::new();
+    let open = || match std::env::var("CARD").as_deref() {
         Ok("cpu") => Device::Cpu,
         _ => Device::new_cuda(0).expect("a CUDA card and a build with --features cuda"),
-    }
+    };
+    CARD.get_or_init(open).clone()
 }
 
 /// Where a layer is run.
@@ -134,7 +137,7 @@ fn convolutions(all: &mut Layers) {
             );
             conv.forward(&a.concat_channels(b)?)?.to_nchw()
         });
-        for rows in [1, b] {
+        for rows in BTreeSet::from([1, b]) {
             all.add(format!("{name}, {rows} shifts"), move |place| {
                 let conv = Conv2d::load(weights(place)?, shape)?;
                 let shift = place.normal(4, &[rows, o])?;
@@ -270,7 +273,8 @@ fn others(all: &mut Layers) {
     });
 }
 
-/// Refuses a layer that is farther from its exact output than `bound` of the largest value there. NaN is beyond every bound.
+/// Refuses a layer that is farther from its exact output than `bound` of the largest value there, or than `bound` where all are below 1, as inputs
+/// are. NaN is beyond every bound.
 fn compare_layers(place: &Place, bound: f64) {
     let exact = Place::exact(place);
     let (mut wrong, mut worst) = (vec![], (0.0, String::new()));
@@ -305,9 +309,9 @@ fn compare_layers(place: &Place, bound: f64) {
 
 /// Sums of some thousand products, each rounded to 2^-24.
 const F32: f64 = 1e-5;
-/// A layer rounds up to four results one after another, each by half of the last place.
-const F16: f64 = 4.0 / 2048.0;
-const BF16: f64 = 4.0 / 256.0;
+/// A layer rounds up to six results one after another (attention the most), each by half of the last place.
+const F16: f64 = 6.0 / 2048.0;
+const BF16: f64 = 6.0 / 256.0;
 
 #[test]
 fn layers_on_the_cpu_are_candles_operations_in_f64() {
@@ -366,8 +370,9 @@ fn networks_in_f32_are_as_close_to_f64_as_those_of_torch() {
     assert!(wrong.is_empty(), "{wrong:?}");
 }
 
-/// The luck of the last places, over some hundred numbers of a network.
+/// The luck of the last places: for one network of some hundred numbers, and in the mean of all networks.
 const LUCK: f64 = 1.25;
+const LUCK_OF_ALL: f64 = 1.05;
 
 /// `tests/fixtures/half` says how far diffusers is. Both sides round the same weights, and differ in where they round results.
 #[test]
@@ -390,6 +395,9 @@ fn networks_in_16_bits_are_no_farther_from_f64_than_those_of_diffusers() {
         }
         let mean = ratios / networks().count() as f64;
         println!("all in {}: {mean:.3} of diffusers'", dtype.as_str());
+        if mean.is_nan() || mean > LUCK_OF_ALL {
+            wrong.push(format!("all in {}: {mean:.3}", dtype.as_str()));
+        }
     }
     let wrong = wrong.join("\n");
     assert!(wrong.is_empty(), "farther than diffusers:\n{wrong}");
