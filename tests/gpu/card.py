@@ -93,7 +93,12 @@ class NoCard:
 
 
 def card():
-    return NoCard() if CPU else Card()
+    if CPU:
+        return NoCard()
+    try:
+        return Card()
+    except (OSError, RuntimeError) as error:
+        not_run(f"no card: {error}")
 
 
 # The primary context of the first card, and nothing else.
@@ -205,7 +210,7 @@ def version(package):
 
 def head():
     try:
-        about = card().about()
+        about = (NoCard() if CPU else Card()).about()
     except (OSError, RuntimeError) as error:
         about = f"no card was found ({error})"
     versions = [said(DIFFUSE, "--version"), said("git", "rev-parse", "--short", "HEAD"), f"Python {platform.python_version()}"]

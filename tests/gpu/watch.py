@@ -28,7 +28,7 @@ def gigabytes(size):
 
 
 def memory():
-    model, watched = model_without_torch(), card()
+    watched, model = card(), model_without_torch()
     bare, wrong = bare_context(watched), []
     row("a bare context", gigabytes(bare))
     for images in (1, 8):
@@ -46,7 +46,7 @@ def memory():
 
 
 def runs():
-    model, watched = model_without_torch(), card()
+    watched, model = card(), model_without_torch()
     used, pixels = [], []
     with Program(model, steps=RUN_STEPS) as program:
         for turn in range(RUNS):
