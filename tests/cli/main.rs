@@ -2,6 +2,7 @@
 #[cfg(target_os = "linux")]
 mod bar;
 mod batches;
+mod card;
 #[cfg(target_os = "linux")]
 mod colours;
 mod completions;

@@ -7,8 +7,8 @@ use std::path::Path;
 /// f32 on the CPU may differ from diffusers by this much of 255.
 const BOUND: u8 = 1;
 
-/// The case's command line, on a copy of its checkpoint with its edits.
-fn draw(case: &Value) -> image::RgbImage {
+/// The case's command line and `place`, on a copy of its checkpoint with its edits.
+pub fn draw(case: &Value, place: &[&str]) -> image::RgbImage {
     let text = |key: &str| {
         case[key]
             .as_str()
@@ -33,14 +33,8 @@ fn draw(case: &Value) -> image::RgbImage {
             changes.as_object().expect("changes by key"),
         );
     }
-    let mut args: Vec<String> = [
-        text("command"),
-        "--model=model",
-        "--output=out.png",
-        "--device=cpu",
-    ]
-    .map(Into::into)
-    .into();
+    let args = [text("command"), "--model=model", "--output=out.png"];
+    let mut args: Vec<String> = args.iter().chain(place).map(|&arg| arg.into()).collect();
     for (key, value) in case["args"].as_object().expect("arguments by name") {
         // A list is a flag that is given several times.
         for value in value.as_array().unwrap_or(&vec![value.clone()]) {
@@ -91,16 +85,21 @@ fn edit(path: &Path, changes: &Map<String, Value>) {
     std::fs::write(path, serde_json::to_vec(&config).expect("JSON")).expect("written");
 }
 
-/// Draws every case of a folder of fixtures and names those whose pictures are not diffusers'.
-fn compare(set: &str, at_least: usize) {
+/// The cases of a folder of fixtures.
+pub fn cases(set: &str) -> Vec<Value> {
     let list: Value =
         serde_json::from_slice(&std::fs::read(fixture(set).join("cases.json")).unwrap()).unwrap();
-    let cases = list["cases"].as_array().unwrap();
+    list["cases"].as_array().unwrap().clone()
+}
+
+/// Draws every case of a folder of fixtures and names those whose pictures are not diffusers'.
+fn compare(set: &str, at_least: usize) {
+    let cases = cases(set);
     assert!(cases.len() >= at_least, "{} cases", cases.len());
     let mut wrong = Vec::new();
-    for case in cases {
+    for case in &cases {
         let name = case["name"].as_str().unwrap();
-        let ours = draw(case);
+        let ours = draw(case, &["--device=cpu"]);
         let largest = levels_apart(&ours, &fixture(set).join(format!("{name}.png")));
         if largest > BOUND {
             wrong.push(format!("{name}: {largest}"));

@@ -1,4 +1,5 @@
 //! A `diffuse` process in a folder of its own, with no way to the network.
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -30,7 +31,7 @@ impl Folder {
 
     /// `diffuse` with nothing of the caller's environment that would change it.
     pub fn command<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_diffuse"));
+        let mut command = Command::new(program());
         command.args(args).current_dir(self.path());
         for name in [
             "RUST_LOG",
@@ -161,16 +162,25 @@ impl From<Output> for Run {
     }
 }
 
+/// Cargo says where the program is when it runs a test; a test that was built elsewhere is told the same way.
+fn program() -> OsString {
+    let told = std::env::var_os("CARGO_BIN_EXE_diffuse");
+    told.unwrap_or_else(|| env!("CARGO_BIN_EXE_diffuse").into())
+}
+
+/// The repository, in the same way.
+fn root() -> String {
+    std::env::var("CARGO_MANIFEST_DIR").unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").into())
+}
+
 /// One of the checkpoints that come with the program.
 pub fn asset(name: &str) -> String {
-    format!("{}/assets/{name}", env!("CARGO_MANIFEST_DIR"))
+    format!("{}/assets/{name}", root())
 }
 
 /// A file or folder of the fixtures.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
+    Path::new(&root()).join("tests/fixtures").join(name)
 }
 
 /// Copies a folder with all that is in it to a new one.
@@ -192,11 +202,16 @@ pub fn levels_apart(ours: &image::RgbImage, theirs: &Path) -> u8 {
     let name = theirs.display();
     let theirs = image::open(theirs).expect("the reference").into_rgb8();
     assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
-    let pairs = ours.iter().zip(theirs.iter());
-    pairs
-        .map(|(a, b)| a.abs_diff(*b))
-        .max()
-        .expect("it has pixels")
+    let differences = differences(ours, &theirs);
+    differences.max().expect("it has pixels")
+}
+
+/// Of every number of two pictures of one size.
+pub fn differences<'a>(
+    a: &'a image::RgbImage,
+    b: &'a image::RgbImage,
+) -> impl Iterator<Item = u8> + 'a {
+    a.iter().zip(b.iter()).map(|(a, b)| a.abs_diff(*b))
 }
 
 /// How many inputs a property is tried on: `FUZZ_CASES`, or a few.

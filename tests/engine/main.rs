@@ -17,12 +17,13 @@ mod fuzz {
     mod safetensors;
     mod tokenizers;
 }
+mod devices;
 mod original;
 mod schedule_laws;
 mod parity {
     mod counts;
-    mod models;
+    pub mod models;
     mod noise;
     mod schedulers;
-    mod support;
+    pub mod support;
 }

@@ -7,7 +7,19 @@ use diffuse::engine::models::{
 };
 use std::collections::HashMap;
 
-fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
+pub const UNCONDITIONAL: &[&str] = &[
+    "ddpm-cat",
+    "butterflies",
+    "scale-shift",
+    "no-attention",
+    "no-middle",
+];
+pub const CONDITIONAL: &[&str] = &["sd1", "sd2", "distilled", "only-cross", "mixed"];
+pub const VAES: &[&str] = &["vae", "vae-plain"];
+pub const TINY_VAES: &[&str] = &["tiny-vae", "tiny-vae-silu"];
+pub const TOWERS: &[&str] = &["clip", "open-clip"];
+
+fn builder(name: &str, file: &str, dtype: DType, device: &Device) -> VarBuilder<'static> {
     let all: HashMap<String, Tensor> = tensors(&fixture("models").join(name).join(file))
         .into_iter()
         .map(|(k, v)| {
@@ -23,7 +35,7 @@ fn builder(name: &str, file: &str, dtype: DType) -> VarBuilder<'static> {
             (k, v)
         })
         .collect();
-    VarBuilder::from_tensors(all, dtype, &Device::Cpu)
+    VarBuilder::from_tensors(all, dtype, device)
 }
 
 fn config<C: serde::de::DeserializeOwned>(name: &str) -> C {
@@ -33,82 +45,97 @@ fn config<C: serde::de::DeserializeOwned>(name: &str) -> C {
     .unwrap()
 }
 
-/// `run` gives the network's output in the dtype of its activations. f64 agrees to rounding (the sinusoid alone is f32 in both).
+/// What the network of this name makes of its fixture's input, in the dtype of its activations.
+pub fn output(name: &str, e: &HashMap<String, Tensor>, dtype: DType, device: &Device) -> Tensor {
+    let there = |key: &str| e[key].to_device(device).unwrap().to_dtype(dtype).unwrap();
+    if TOWERS.contains(&name) {
+        let weights = builder(name, "model.safetensors", dtype, device);
+        let config: ClipTextConfig = config(name);
+        config.check().unwrap();
+        let tower = ClipTextModel::load(&config, weights, dtype, false).unwrap();
+        let ids: Vec<Vec<i64>> = e["ids"].to_vec2().unwrap();
+        let ids: Vec<Vec<u32>> = ids
+            .into_iter()
+            .map(|row| row.into_iter().map(|id| id as u32).collect())
+            .collect();
+        return tower.forward(&ids, Depth::WHOLE).unwrap().states;
+    }
+    let weights = builder(name, "diffusion_pytorch_model.safetensors", dtype, device);
+    if VAES.contains(&name) {
+        let config: VaeConfig = config(name);
+        config.check().unwrap();
+        let vae = VaeDecoder::load(&config, weights, dtype).unwrap();
+        return vae.decode(&there("x")).unwrap();
+    }
+    if TINY_VAES.contains(&name) {
+        let config: TinyVaeConfig = config(name);
+        config.check().unwrap();
+        let vae = TinyVaeDecoder::load(&config, weights, dtype).unwrap();
+        return vae.decode(&there("x")).unwrap();
+    }
+    let file: UNetFile = config(name);
+    let config = match UNCONDITIONAL.contains(&name) {
+        true => file.unconditional(),
+        false => file.conditional(),
+    };
+    let unet = UNet::load(&config.unwrap(), weights, dtype).unwrap();
+    let text = e.contains_key("text").then(|| {
+        let given = Conditioning::text(there("text"));
+        unet.condition(&given).unwrap()
+    });
+    let t = f64::from(e["t"].to_scalar::<f32>().unwrap());
+    unet.forward(&there("x"), t, text.as_ref()).unwrap()
+}
+
+/// In f64 they agree to rounding (the sinusoid alone is f32 in both).
 /// f32 may be three times as far from the f64 output as torch's f32 is, or 4e-6 of the largest value where torch is nearer by luck.
-fn compare(name: &str, run: impl Fn(&HashMap<String, Tensor>, DType) -> Tensor) {
-    let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
+fn compare(names: &[&str]) {
+    for name in names {
+        let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
+        let exact = &expected["f64"];
+        let scale = magnitude(exact);
+        let f64_error = distance(&output(name, &expected, DType::F64, &Device::Cpu), exact);
+        assert!(
+            f64_error <= 2e-6 * scale,
+            "{name}: f64 differs by {f64_error:e} of {scale}"
+        );
+        let f32_error = distance(&output(name, &expected, DType::F32, &Device::Cpu), exact);
+        let bound = f32_bound(&expected);
+        println!("{name}: f64 {f64_error:.1e}, f32 {f32_error:.1e}, bound {bound:.1e}");
+        assert!(
+            f32_error <= bound,
+            "{name}: f32 differs by {f32_error:e}, more than {bound:e}"
+        );
+    }
+}
+
+/// How far from the f64 output of a fixture f32 may be.
+pub fn f32_bound(expected: &HashMap<String, Tensor>) -> f64 {
     let exact = &expected["f64"];
-    let scale = magnitude(exact);
-    let f64_error = distance(&run(&expected, DType::F64), exact);
-    assert!(
-        f64_error <= 2e-6 * scale,
-        "{name}: f64 differs by {f64_error:e} of {scale}"
-    );
-    let f32_error = distance(&run(&expected, DType::F32), exact);
-    let bound = (3.0 * distance(&expected["f32"], exact)).max(4e-6 * scale);
-    println!("{name}: f64 {f64_error:.1e}, f32 {f32_error:.1e}, bound {bound:.1e}");
-    assert!(
-        f32_error <= bound,
-        "{name}: f32 differs by {f32_error:e}, more than {bound:e}"
-    );
+    (3.0 * distance(&expected["f32"], exact)).max(4e-6 * magnitude(exact))
 }
 
 #[test]
 fn unconditional_unets_are_diffusers() {
-    for name in [
-        "ddpm-cat",
-        "butterflies",
-        "scale-shift",
-        "no-attention",
-        "no-middle",
-    ] {
-        compare(name, |e, dtype| {
-            let config = config::<UNetFile>(name).unconditional().unwrap();
-            let unet = UNet::load(
-                &config,
-                builder(name, "diffusion_pytorch_model.safetensors", dtype),
-                dtype,
-            )
-            .unwrap();
-            unet.forward(
-                &e["x"].to_dtype(dtype).unwrap(),
-                e["t"].to_scalar::<f32>().unwrap() as f64,
-                None,
-            )
-            .unwrap()
-        });
-    }
+    compare(UNCONDITIONAL);
 }
 
 #[test]
 fn conditional_unets_are_diffusers() {
-    for name in ["sd1", "sd2", "distilled", "only-cross", "mixed"] {
-        compare(name, |e, dtype| {
-            let config = config::<UNetFile>(name).conditional().unwrap();
-            let unet = UNet::load(
-                &config,
-                builder(name, "diffusion_pytorch_model.safetensors", dtype),
-                dtype,
-            )
-            .unwrap();
-            let given = Conditioning::text(e["text"].to_dtype(dtype).unwrap());
-            let condition = unet.condition(&given).unwrap();
-            unet.forward(
-                &e["x"].to_dtype(dtype).unwrap(),
-                e["t"].to_scalar::<f32>().unwrap() as f64,
-                Some(&condition),
-            )
-            .unwrap()
-        });
-    }
+    compare(CONDITIONAL);
 }
 
 #[test]
 fn several_texts_may_look_at_one_map() {
-    for name in ["sd1", "sd2", "distilled", "only-cross", "mixed"] {
+    for name in CONDITIONAL {
         let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
         let config = config::<UNetFile>(name).conditional().unwrap();
-        let file = builder(name, "diffusion_pytorch_model.safetensors", DType::F32);
+        let file = builder(
+            name,
+            "diffusion_pytorch_model.safetensors",
+            DType::F32,
+            &Device::Cpu,
+        );
         let unet = UNet::load(&config, file, DType::F32).unwrap();
         let x = expected["x"].to_dtype(DType::F32).unwrap();
         let states = expected["text"].to_dtype(DType::F32).unwrap();
@@ -128,59 +155,17 @@ fn several_texts_may_look_at_one_map() {
 
 #[test]
 fn vae_decoders_are_diffusers() {
-    for name in ["vae", "vae-plain"] {
-        compare(name, |e, dtype| {
-            let config: VaeConfig = config(name);
-            config.check().unwrap();
-            let vae = VaeDecoder::load(
-                &config,
-                builder(name, "diffusion_pytorch_model.safetensors", dtype),
-                dtype,
-            )
-            .unwrap();
-            vae.decode(&e["x"].to_dtype(dtype).unwrap()).unwrap()
-        });
-    }
+    compare(VAES);
 }
 
 #[test]
 fn tiny_vae_decoders_are_diffusers() {
-    for name in ["tiny-vae", "tiny-vae-silu"] {
-        compare(name, |e, dtype| {
-            let config: TinyVaeConfig = config(name);
-            config.check().unwrap();
-            let vae = TinyVaeDecoder::load(
-                &config,
-                builder(name, "diffusion_pytorch_model.safetensors", dtype),
-                dtype,
-            )
-            .unwrap();
-            vae.decode(&e["x"].to_dtype(dtype).unwrap()).unwrap()
-        });
-    }
+    compare(TINY_VAES);
 }
 
 #[test]
 fn text_towers_are_transformers() {
-    for name in ["clip", "open-clip"] {
-        compare(name, |e, dtype| {
-            let config: ClipTextConfig = config(name);
-            config.check().unwrap();
-            let tower = ClipTextModel::load(
-                &config,
-                builder(name, "model.safetensors", dtype),
-                dtype,
-                false,
-            )
-            .unwrap();
-            let ids: Vec<Vec<i64>> = e["ids"].to_vec2().unwrap();
-            let ids: Vec<Vec<u32>> = ids
-                .into_iter()
-                .map(|row| row.into_iter().map(|id| id as u32).collect())
-                .collect();
-            tower.forward(&ids, Depth::WHOLE).unwrap().states
-        });
-    }
+    compare(TOWERS);
 }
 
 /// candle's own VAE is an independent reading of the same paper; its UNet and text tower approximate GELU and cannot serve.
@@ -196,9 +181,15 @@ fn the_vae_decoder_is_that_of_candle_transformers() {
         use_quant_conv: true,
         use_post_quant_conv: true,
     };
-    let theirs = AutoEncoderKL::new(builder("vae", file, DType::F32), 3, 3, config).unwrap();
+    let theirs =
+        AutoEncoderKL::new(builder("vae", file, DType::F32, &Device::Cpu), 3, 3, config).unwrap();
     let ours: VaeConfig = self::config("vae");
-    let decoder = VaeDecoder::load(&ours, builder("vae", file, DType::F32), DType::F32).unwrap();
+    let decoder = VaeDecoder::load(
+        &ours,
+        builder("vae", file, DType::F32, &Device::Cpu),
+        DType::F32,
+    )
+    .unwrap();
     let x = Tensor::randn(0f32, 1.0, (1, 4, 9, 11), &Device::Cpu).unwrap();
     let expected = theirs.decode(&(&x / ours.scaling_factor).unwrap()).unwrap();
     let error = distance(&decoder.decode(&x).unwrap(), &expected);

@@ -3,8 +3,10 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+/// Cargo says where the fixtures are when it runs a test; a test that was built elsewhere is told the same way.
 pub fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    let root = std::env::var("CARGO_MANIFEST_DIR");
+    Path::new(root.as_deref().unwrap_or(env!("CARGO_MANIFEST_DIR")))
         .join("tests/fixtures")
         .join(name)
 }
