@@ -23,3 +23,7 @@
 //!   - `allocator`: large blocks used again
 pub mod cli;
 pub mod engine;
+
+// The tests that a card runs are the library's too, and call it by its name.
+#[cfg(test)]
+extern crate self as diffuse;

@@ -1,27 +1,17 @@
 //! A card against the CPU: every layer on awkward shapes, and the networks of the fixtures.
 //!
-//! `tests/gpu/run` runs what is ignored here, which needs a card. `CARD=cpu` puts the CPU in its place: that tries the tests and no card.
-use crate::parity::models::{self, CONDITIONAL, TINY_VAES, TOWERS, UNCONDITIONAL, VAES, f32_bound};
-use crate::parity::support::{distance, fixture, magnitude, tensors};
+//! `tests/gpu/run` runs what is ignored here, which needs a card. The kernels' own tests run the same on an emulated one.
+use super::card::on_card;
+use super::parity::models::{self, CONDITIONAL, TINY_VAES, TOWERS, UNCONDITIONAL, VAES, f32_bound};
+use super::parity::support::{distance, fixture, magnitude, tensors};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use diffuse::engine::nn::{
-    Activation, Conv2d, ConvShape, GroupNorm, LayerNorm, Linear, Map, attention,
+    Activation, Conv2d, ConvShape, Geglu, GroupNorm, LayerNorm, Linear, Map, attention,
 };
 use diffuse::engine::noise::Noise;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::OnceLock;
-
-/// The first card, opened once: its kernels are loaded when they are first used.
-fn card() -> Device {
-    static CARD: OnceLock<Device> = OnceLock::new();
-    let open = || match std::env::var("CARD").as_deref() {
-        Ok("cpu") => Device::Cpu,
-        _ => Device::new_cuda(0).expect("a CUDA card and a build with --features cuda"),
-    };
-    CARD.get_or_init(open).clone()
-}
 
 /// Where a layer is run.
 struct Place {
@@ -213,7 +203,7 @@ fn linears(all: &mut Layers) {
             Linear::load(weights(place)?, i, o)?.forward_residual(&x(place)?, &residual)
         });
         all.add(format!("{name}, GEGLU"), move |place| {
-            Linear::load(weights(place)?, i, o)?.forward_geglu(&x(place)?)
+            Geglu::load(weights(place)?, i, o)?.forward(&x(place)?)
         });
     }
 }
@@ -321,14 +311,16 @@ fn layers_on_the_cpu_are_candles_operations_in_f64() {
 #[test]
 #[ignore = "needs a CUDA card"]
 fn layers_in_f32_are_those_of_the_cpu() {
-    compare_layers(&Place::new(card(), DType::F32), F32);
+    on_card(|card| compare_layers(&Place::new(card, DType::F32), F32));
 }
 
 #[test]
 #[ignore = "needs a CUDA card"]
 fn layers_in_16_bits_are_those_of_the_cpu() {
-    compare_layers(&Place::new(card(), DType::F16), F16);
-    compare_layers(&Place::new(card(), DType::BF16), BF16);
+    on_card(|card| {
+        compare_layers(&Place::new(card.clone(), DType::F16), F16);
+        compare_layers(&Place::new(card, DType::BF16), BF16);
+    });
 }
 
 fn networks() -> impl Iterator<Item = &'static str> {
@@ -339,7 +331,7 @@ fn networks() -> impl Iterator<Item = &'static str> {
 /// The output of a network on the card, and the fixture.
 fn on_the_card(name: &str, dtype: DType) -> (Tensor, HashMap<String, Tensor>) {
     let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
-    let ours = models::output(name, &expected, dtype, &card());
+    let ours = on_card(|card| models::output(name, &expected, dtype, &card));
     (ours.to_device(&Device::Cpu).unwrap(), expected)
 }
 

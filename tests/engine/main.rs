@@ -17,12 +17,14 @@ mod fuzz {
     mod safetensors;
     mod tokenizers;
 }
+mod card;
 mod devices;
 mod original;
 mod schedule_laws;
 mod parity {
     mod counts;
     pub mod models;
+    mod networks;
     mod noise;
     mod schedulers;
     pub mod support;

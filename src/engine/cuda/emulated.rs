@@ -16,6 +16,15 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use half::{bf16, f16};
 
+// What a card is tested with, on this one.
+#[path = "../../../tests/engine/devices.rs"]
+mod devices;
+#[path = "../../../tests/engine/parity"]
+mod parity {
+    pub mod models;
+    pub mod support;
+}
+
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 /// So few that small shapes are split and large ones are not.
 const CARD: Card = Card { multiprocessors: 6 };

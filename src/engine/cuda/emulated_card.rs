@@ -41,6 +41,11 @@ pub fn pretend<T>(f: impl FnOnce() -> T) -> T {
     result
 }
 
+/// As the tests for a card ask for one.
+pub fn on_card<T>(f: impl FnOnce(Device) -> T) -> T {
+    pretend(|| f(Device::Cpu))
+}
+
 pub fn serves(device: &Device) -> bool {
     device.is_cpu() && PRETENDED.get()
 }

@@ -1,5 +1,5 @@
 //! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
-use super::{own_kernels_for, values, write_f32};
+use super::{card_kernels_for, own_kernels_for, values, write_f32};
 use crate::engine::cuda;
 use crate::engine::kernels::{self, AttentionShape};
 use candle_core::{DType, Result, Tensor};
@@ -28,7 +28,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
             })
         };
     }
-    if cuda::serves(q.device()) && width / heads <= cuda::attention::WIDEST_HEAD {
+    if card_kernels_for(q) && width / heads <= cuda::attention::WIDEST_HEAD {
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         return cuda::attention::attention(&q, &k, &v, heads, causal);
     }

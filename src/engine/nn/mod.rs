@@ -31,15 +31,24 @@ enum Family {
 
 impl Family {
     fn of(vb: &VarBuilder) -> Self {
-        match vb.dtype() {
-            DType::F32 | DType::F16 | DType::BF16 if cuda::serves(vb.device()) => Self::Card,
-            DType::F32 | DType::F16 | DType::BF16 if vb.device().is_cpu() => Self::Cpu,
+        match (vb.device(), has_kernels(vb.dtype())) {
+            (device, true) if cuda::serves(device) => Self::Card,
+            (Device::Cpu, true) => Self::Cpu,
             _ => Self::Candle,
         }
     }
 }
 
-/// Whether this program's own kernels serve an activation.
+fn has_kernels(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Whether this program's own kernels serve an activation on a card.
+fn card_kernels_for(x: &Tensor) -> bool {
+    cuda::serves(x.device()) && has_kernels(x.dtype())
+}
+
+/// Whether this program's own kernels serve an activation on the CPU.
 fn own_kernels_for(x: &Tensor) -> bool {
     x.device().is_cpu() && x.dtype() == DType::F32 && !cuda::serves(x.device())
 }
