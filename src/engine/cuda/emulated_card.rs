@@ -18,7 +18,16 @@ fn compile() -> Library {
     let library = folder.path().join("kernels.so");
     let compiler = std::env::var_os("CXX").unwrap_or("c++".into());
     let status = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-w", "-shared", "-fPIC", "-x", "c++"])
+        .args([
+            "-std=c++17",
+            "-O2",
+            "-w",
+            "-U_FORTIFY_SOURCE",
+            "-shared",
+            "-fPIC",
+            "-x",
+            "c++",
+        ])
         .arg(&source)
         .arg("-o")
         .arg(&library)

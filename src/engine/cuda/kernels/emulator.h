@@ -6,6 +6,7 @@
 // Not seen: races between threads that a barrier would have to order and that taking turns happens to order; speed.
 #pragma once
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,9 +77,10 @@ struct Copy {
 };
 
 struct Fiber {
-    ucontext_t context;
+    ucontext_t begin;  // the first turn comes with a stack of its own,
+    jmp_buf go_on;     // every other is a jump, which asks nothing of the system
     std::vector<char> stack;
-    bool done = false;
+    bool started = false, done = false;
     std::vector<std::vector<Copy>> groups; // those on their way, oldest first
     std::vector<Copy> open;
 };
@@ -92,7 +94,7 @@ struct Warp {
 };
 
 inline Dim3 grid, block, block_index, thread_index;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline unsigned char *shared;
@@ -103,17 +105,24 @@ inline void (*entry)(const void *);
 inline const void *arguments;
 
 inline void yield() {
-    const int me = self;
-    swapcontext(&fibers[me].context, &scheduler);
-    self = me;
-    thread_index.x = me;
+    if (!_setjmp(fibers[self].go_on)) _longjmp(scheduler, 1);
 }
 
 inline void run_fiber() {
     entry(arguments);
     fibers[self].done = true;
     moves++;
-    swapcontext(&fibers[self].context, &scheduler);
+    _longjmp(scheduler, 1);
+}
+
+// One turn of the thread `self`: until it waits or ends.
+inline void turn() {
+    Fiber &fiber = fibers[self];
+    thread_index = {(unsigned)self, 0, 0};
+    if (_setjmp(scheduler)) return;
+    if (fiber.started) _longjmp(fiber.go_on, 1);
+    fiber.started = true;
+    setcontext(&fiber.begin);
 }
 
 // All threads of the block that are still running.
@@ -159,13 +168,13 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
                 waiting = 0, warps.assign((threads + 31) / 32, Warp());
                 for (Fiber &fiber : fibers) {
                     fiber.stack.resize(1 << 16);
-                    fiber.done = false;
+                    fiber.started = fiber.done = false;
                     fiber.groups.clear(), fiber.open.clear();
-                    getcontext(&fiber.context);
-                    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-                    fiber.context.uc_stack.ss_size = fiber.stack.size();
-                    fiber.context.uc_link = nullptr;
-                    makecontext(&fiber.context, run_fiber, 0);
+                    getcontext(&fiber.begin);
+                    fiber.begin.uc_stack.ss_sp = fiber.stack.data();
+                    fiber.begin.uc_stack.ss_size = fiber.stack.size();
+                    fiber.begin.uc_link = nullptr;
+                    makecontext(&fiber.begin, run_fiber, 0);
                 }
                 for (bool running = true; running;) {
                     running = false;
@@ -173,10 +182,7 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
                     for (self = 0; self < threads; self++) {
                         if (fibers[self].done) continue;
                         running = true;
-                        const int me = self;
-                        thread_index = {(unsigned)me, 0, 0};
-                        swapcontext(&scheduler, &fibers[me].context);
-                        self = me;
+                        turn();
                     }
                     if (running && moves == before) return false;
                 }
