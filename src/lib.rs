@@ -16,6 +16,7 @@
 //!   - `schedulers`: one sampler a file, host arithmetic in f64
 //!   - `models`: the networks, which read like the papers
 //!   - `nn`: layers; the place where a device's kernel is chosen
+//!   - `cuda`: the layers on an NVIDIA card
 //!   - `kernels`: the CPU's arithmetic on plain slices
 //!   - `checkpoint`: folders, the hub, weight files
 //!   - `png`, `animate`, `sheet`: files and pictures made of pictures

@@ -22,14 +22,17 @@ if not CPU and not torch.cuda.is_available():
     not_run("torch sees no card")
 
 TORCH_DTYPE = {"f16": torch.float16, "f32": torch.float32}[DTYPE]
-# Ours over theirs, at most.
-BAR = 1.0
 # Of 255, in the mean: 16 bits differ in the last places, and other pictures by tens.
 PICTURE = 2.0
 # A call of the UNet for one picture with guidance at 512x512, counted on the definition.
 FLOP = None if CPU else 1607e9
 PHASES = ("text", "denoise", "decode")
 PROMPTS = ["a cat", "two dogs on a hill", "the sun and the moon", "a house by the sea", "red horses", "a bird over the town", "an old tree", "the king of the north"]
+
+
+def bar(compiled, images):
+    """Ours over theirs, at most."""
+    return 0.5 if images == 1 and not compiled else 1.0
 
 
 def settle():
@@ -96,7 +99,7 @@ def told(times):
     return f"{statistics.median(times):.3f} ({min(times):.3f} to {max(times):.3f})"
 
 
-def compare(peer, model, images, name, rate):
+def compare(peer, model, images, compiled, name, rate):
     """The rows of one size of batch; what is wrong."""
     rounds = 7 if images == 1 else 5
     ours, theirs, whole, pictures = [], [], [], []
@@ -122,7 +125,8 @@ def compare(peer, model, images, name, rate):
     ratio = medians[0] / medians[1]
     what = f"batch of {images}"
     row(f"{what}: seconds of diffuse and of {name}", f"{told(sums[0])} and {told(sums[1])}")
-    row(f"{what}: ratio", f"{ratio:.3f}", f"at most {BAR}")
+    most = bar(compiled, images)
+    row(f"{what}: ratio", f"{ratio:.3f}", f"at most {most}")
     row(f"{what}: calls a second", " and ".join(f"{calls / median:.2f}" for median in medians))
     for phase in PHASES:
         row(f"{what}: seconds of {phase}", " and ".join(told([one[phase] for one in side]) for side in (ours, theirs)))
@@ -134,7 +138,7 @@ def compare(peer, model, images, name, rate):
     row(f"{what}: the first pictures of {name}, seconds", f"{first:.1f}")
     row(f"{what}: pictures differ in the mean by, of 255", f"{max(pictures):.3f}", f"at most {PICTURE}")
     # NaN is beyond every bar.
-    wrong = [] if ratio <= BAR else [f"batch of {images}: {ratio:.2f} times the seconds of {name}"]
+    wrong = [] if ratio <= most else [f"batch of {images}: {ratio:.2f} times the seconds of {name}"]
     return wrong + ([] if max(pictures) <= PICTURE else [f"batch of {images}: other pictures than {name}"])
 
 
@@ -149,7 +153,7 @@ def main(part):
     with torch.inference_mode():
         peer = Peer(model, compiled)
         for images in os.environ.get("BATCHES", "1" if compiled else "1,8").split(","):
-            wrong += compare(peer, model, int(images), name, rate)
+            wrong += compare(peer, model, int(images), compiled, name, rate)
     end(wrong)
 
 

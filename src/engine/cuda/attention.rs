@@ -1,5 +1,5 @@
 //! Attention on the card: `kernels/attention.cu`.
-use super::{Args, Launch, Work, aligned, blocks, card, int, name};
+use super::{Args, Launch, Work, aligned, blocks, card, check, int, name};
 use candle_core::{DType, Result, Tensor};
 
 /// The widest head that a kernel takes.
@@ -70,10 +70,13 @@ pub fn plan(
 /// `q` is `(b, n, heads*d)`, `k` and `v` are `(b, m, heads*d)`, all contiguous; gives `(b, n, heads*d)`. `d` is at most [`WIDEST_HEAD`].
 pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
     let (b, n, width) = q.dims3()?;
-    let d = width / heads;
+    let (m, d) = (k.dim(1)?, width / heads);
+    check("q", q, &[b, n, heads * d])?;
+    check("k", k, &[b, m, width])?;
+    check("v", v, &[b, m, width])?;
     let args = Attention {
         queries: int(n)?,
-        keys: int(k.dim(1)?)?,
+        keys: int(m)?,
         heads: int(heads)?,
         d: int(d)?,
         scale: 1.0 / (d as f32).sqrt(),

@@ -141,14 +141,17 @@ fn launch<T: CudaDType + DeviceRepr + WithDType, A: Args>(
         };
         addresses.push(address(storage.as_cuda_slice::<T>()?, start, &stream));
     }
-    // SAFETY: the kernels write every number of the result, and of the scratch before they read it.
-    let (result, scratch) = unsafe {
-        (
-            device.alloc::<T>(shape.elem_count())?,
-            device.alloc::<f32>(work.scratch.max(1))?,
-        )
+    // SAFETY: the kernels write every number of the result.
+    let result = unsafe { device.alloc::<T>(shape.elem_count()) }?;
+    let to = address(&result, 0, &stream);
+    let scratch = match work.scratch {
+        0 => None,
+        // SAFETY: the kernels write every number of it before they read it.
+        numbers => Some(unsafe { device.alloc::<f32>(numbers) }?),
     };
-    let (to, beside) = (address(&result, 0, &stream), address(&scratch, 0, &stream));
+    let beside = scratch
+        .as_ref()
+        .map_or(0, |slice| address(slice, 0, &stream));
     for mut launch in work.launches {
         if launch.grid.contains(&0) {
             continue;

@@ -11,6 +11,9 @@
 //!
 //! Each layer is planned as plain numbers, [`Work`], from the sizes and the dtype alone: which kernels, on how many blocks. Only `card`
 //! needs the feature `cuda`. 16-bit numbers are multiplied by the tensor cores and summed in f32; f32 is plain arithmetic without TF32.
+// Without the feature, plans are checked by the compiler and read by nobody.
+#![cfg_attr(not(any(feature = "cuda", test)), allow(dead_code))]
+
 pub mod attention;
 #[cfg(all(feature = "cuda", not(test)))]
 mod card;
@@ -84,6 +87,14 @@ fn name(dtype: DType) -> Result<&'static str> {
 fn aligned(x: &Tensor, channels: usize) -> bool {
     let size = x.dtype().size_in_bytes();
     (x.layout().start_offset() * size).is_multiple_of(16) && (channels * size).is_multiple_of(16)
+}
+
+/// Refuses a tensor of another shape than a kernel would read: the card does not look.
+fn check(what: &str, x: &Tensor, shape: &[usize]) -> Result<()> {
+    match x.dims() == shape {
+        true => Ok(()),
+        false => candle_core::bail!("{what}: expected {shape:?}, found {:?}", x.dims()),
+    }
 }
 
 /// A size as the kernels count.

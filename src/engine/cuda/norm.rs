@@ -1,5 +1,5 @@
 //! Normalisation on the card: `kernels/norm.cu`.
-use super::{Args, Card, Launch, Work, aligned, blocks, card, int, name};
+use super::{Args, Card, Launch, Work, aligned, blocks, card, check, int, name};
 use candle_core::{DType, Result, Shape, Tensor};
 
 const THREADS: usize = 256;
@@ -86,6 +86,11 @@ pub fn group_norm(
 ) -> Result<Tensor> {
     let (b, h, w, first_channels) = first.dims4()?;
     let rest_channels = rest.map_or(Ok(0), |rest| rest.dim(3))?;
+    if let Some(rest) = rest {
+        check("second part", rest, &[b, h, w, rest_channels])?;
+    }
+    check("weight", weight, &[first_channels + rest_channels])?;
+    check("bias", bias, &[first_channels + rest_channels])?;
     let whole =
         aligned(first, first_channels) && rest.is_none_or(|rest| aligned(rest, rest_channels));
     let args = GroupNorm {
@@ -143,6 +148,8 @@ pub fn plan_layer(dtype: DType, args: LayerNorm, vector: usize) -> Result<Work<L
 /// Of the rows of a contiguous `(.., channels)`.
 pub fn layer_norm(x: &Tensor, (weight, bias): (&Tensor, &Tensor), eps: f64) -> Result<Tensor> {
     let width = x.dim(candle_core::D::Minus1)?;
+    check("weight", weight, &[width])?;
+    check("bias", bias, &[width])?;
     let args = LayerNorm {
         rows: int(x.elem_count() / width)?,
         width: int(width)?,

@@ -1,5 +1,5 @@
 //! Convolutions and linear layers on the card: `kernels/product.cu`.
-use super::{Args, Card, Launch, Work, aligned, blocks, card, int, name};
+use super::{Args, Card, Launch, Work, aligned, blocks, card, check, int, name};
 use candle_core::{DType, Result, Shape, Tensor};
 
 #[repr(C)]
@@ -185,9 +185,26 @@ pub fn convolution(
     let (b, h, w, first_channels) = first.dims4()?;
     let rest_channels = rest.map_or(Ok(0), |rest| rest.dim(3))?;
     let outputs = weight.dim(0)?;
+    let columns = if extras.geglu { outputs / 2 } else { outputs };
+    let Geometry { kernel, out, .. } = geometry;
+    if let Some(rest) = rest {
+        check("second part", rest, &[b, h, w, rest_channels])?;
+    }
+    let channels = first_channels + rest_channels;
+    check("weight", weight, &[outputs, kernel, kernel, channels])?;
+    if let Some(bias) = extras.bias {
+        check("bias", bias, &[outputs])?;
+    }
+    if let Some(shift) = extras.shift {
+        let rows = if shift.dim(0)? == 1 { 1 } else { b };
+        check("shift", shift, &[rows, outputs])?;
+    }
+    if let Some(residual) = extras.residual {
+        check("residual", residual, &[b, out.0, out.1, columns])?;
+    }
     let whole = aligned(first, first_channels)
         && rest.is_none_or(|rest| aligned(rest, rest_channels))
-        && aligned(weight, first_channels + rest_channels);
+        && aligned(weight, channels);
     let shift_rows = extras.shift.map_or(Ok(1), |shift| shift.dim(0))?;
     let args = Product {
         first_channels: int(first_channels)?,
@@ -210,8 +227,7 @@ pub fn convolution(
         ..Product::default()
     };
     let work = plan(first.dtype(), args, whole, card::card(first.device())?)?;
-    let columns = if extras.geglu { outputs / 2 } else { outputs };
-    let shape = Shape::from((b, geometry.out.0, geometry.out.1, columns));
+    let shape = Shape::from((b, out.0, out.1, columns));
     let inputs = [
         Some(first),
         rest,
@@ -235,6 +251,12 @@ pub fn linear(x: &Tensor, weight: &Tensor, extras: Extras) -> Result<Tensor> {
         padding: 0,
     };
     let map = x.reshape((1, 1, rows, inputs))?;
+    let residual = extras.residual.map(|x| x.reshape((1, 1, rows, ())));
+    let residual = residual.transpose()?;
+    let extras = Extras {
+        residual: residual.as_ref(),
+        ..extras
+    };
     let weight = weight.reshape((outputs, 1, 1, inputs))?;
     let y = convolution((&map, None), &weight, geometry, extras)?;
     let mut shape = x.dims().to_vec();

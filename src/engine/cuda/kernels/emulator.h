@@ -3,7 +3,7 @@
 // Exact in what matters: the roundings of the 16-bit types; what each lane of a warp holds before and after the collective instructions; the
 // products of the tensor cores, summed in f32 (a card sums in an order and with a rounding of its own); copies in the background, which arrive
 // at the wait and not before, so that a missing wait shows. Shared memory begins as NaN.
-// Not seen: races between threads that a barrier would have to order and that taking turns happens to order; speed.
+// Not seen: races between threads that both orders of taking turns happen to win; speed.
 #pragma once
 #include <math.h>
 #include <setjmp.h>
@@ -179,7 +179,9 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
                 for (bool running = true; running;) {
                     running = false;
                     const long before = moves;
-                    for (self = 0; self < threads; self++) {
+                    for (int i = 0; i < threads; i++) {
+                        // Every other block from the last to the first: what a barrier is missing for shows in one order or the other.
+                        self = (x + y + z) % 2 ? threads - 1 - i : i;
                         if (fibers[self].done) continue;
                         running = true;
                         turn();
@@ -271,12 +273,46 @@ template <class T> void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint
     }
 }
 
-// Beside the kernel, what starts it: the arguments, the sizes of grid and block, the bytes of shared memory; 0 if all threads came to their end.
-inline unsigned most_threads(unsigned threads, int = 1) { return threads; }
-#define KERNEL(name, Args, ...)                                                                                            \
-    static void name(const Args args);                                                                                     \
-    extern "C" int emulate_##name(const Args *args, const Dim3 *grid, const Dim3 *block, size_t shared_bytes) {            \
-        if (block->x > most_threads(__VA_ARGS__)) return 2;                                                                \
-        return emulator::launch([](const void *args) { name(*(const Args *)args); }, args, *grid, *block, shared_bytes) ? 0 : 1; \
-    }                                                                                                                      \
+namespace emulator {
+
+// A kernel by its name, and how it is started.
+struct Kernel {
+    const char *name;
+    size_t args_bytes;
+    void (*run)(const void *);
+    unsigned most_threads;
+    const Kernel *next;
+
+    static inline const Kernel *all;
+
+    Kernel(const char *name, size_t args_bytes, void (*run)(const void *), unsigned most_threads)
+        : name(name), args_bytes(args_bytes), run(run), most_threads(most_threads), next(all) {
+        all = this;
+    }
+    static const Kernel *find(const char *name) {
+        const Kernel *kernel = all;
+        while (kernel && strcmp(kernel->name, name)) kernel = kernel->next;
+        return kernel;
+    }
+    // 0 if all threads came to their end, 1 if they wait for each other, 2 if there are more than the kernel is made for.
+    int start(const void *args, Dim3 grid, Dim3 block, size_t shared_bytes) const {
+        if (block.x > most_threads) return 2;
+        return launch(run, args, grid, block, shared_bytes) ? 0 : 1;
+    }
+};
+
+inline unsigned first_of(unsigned threads, int = 1) { return threads; }
+
+} // namespace emulator
+
+// `Kernel::start` of the kernel of this name, or 3 if there is none.
+extern "C" __attribute__((used)) inline int emulate(const char *name, const void *args, const Dim3 *grid, const Dim3 *block, size_t shared_bytes) {
+    const emulator::Kernel *kernel = emulator::Kernel::find(name);
+    return kernel ? kernel->start(args, *grid, *block, shared_bytes) : 3;
+}
+
+#define KERNEL(name, Args, ...)                                                                      \
+    static void name(const Args args);                                                               \
+    static const emulator::Kernel name##_entry(                                                      \
+        #name, sizeof(Args), [](const void *args) { name(*(const Args *)args); }, emulator::first_of(__VA_ARGS__)); \
     static void name(const Args args)

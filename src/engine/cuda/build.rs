@@ -1,4 +1,5 @@
-//! Compiles the kernels of `src/engine/cuda/kernels` for builds with the feature `cuda`; any other build has nothing to do here.
+//! Cargo's build script, no module of the program: compiles the kernels beside it for builds with the feature `cuda`. Any other build has
+//! nothing to do here.
 use std::env;
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +8,7 @@ use std::process::Command;
 const OLDEST: &str = "-gencode=arch=compute_80,code=compute_80";
 
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/engine/cuda/build.rs");
     println!("cargo::rerun-if-changed=src/engine/cuda/kernels");
     for name in ["NVCC", "CUDA_COMPUTE_CAP"] {
         println!("cargo::rerun-if-env-changed={name}");
