@@ -1,4 +1,4 @@
-//! Where the numbers live and in what precision. The only place that opens a CUDA device.
+//! Where the numbers live and in what precision. The only place that opens a device.
 use anyhow::Result;
 use candle_core::{DType, Device, DeviceLocation};
 use std::fmt;

@@ -206,9 +206,12 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     let _kept = device.enable_cuda_graph_htod_cache();
     stream.begin_capture(ONLY_THIS_THREAD).w()?;
     let done = f();
+    // What is freed in a recording that has failed leaves an error with cudarc, at which it would refuse all that follows.
+    let freed = stream.context().check_err();
     // Ended whatever happened: the stream would take no other work.
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     done?;
+    freed.w()?;
     match graph? {
         Some(graph) => Ok(Recording(graph)),
         None => candle_core::bail!("nothing was recorded"),

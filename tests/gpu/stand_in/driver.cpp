@@ -7,6 +7,7 @@
 //
 //   STAND_IN_SAYS=1    tells at the end of blocks that were never given back, and of launches and recordings
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
+//   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <functional>
 #include <map>
 #include <string>
@@ -14,7 +15,7 @@
 
 namespace {
 
-enum Status { SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900 };
+enum Status { SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 int refuse(int status, const char *why) {
     fprintf(stderr, "stand-in: %s\n", why);
@@ -37,6 +38,12 @@ struct Graph {
 Graph *recording; // or null
 std::map<char *, Block> given;
 long launches;
+
+// Whether the recording has failed.
+bool failed() {
+    const char *step = getenv("STAND_IN_FAILS");
+    return recording && step && recording->steps.size() >= (size_t)atoi(step);
+}
 
 void submit(Work work) {
     if (recording) recording->steps.push_back(work);
@@ -240,6 +247,7 @@ int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCE
 
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
+    if (failed()) return CAPTURE_INVALIDATED;
     const Block block = {(char *)aligned_alloc(256, (bytes + 511) / 256 * 256), bytes};
     *at = block.at;
     submit([=] { block.forget(); });
@@ -248,6 +256,7 @@ int cuMemAllocAsync(char **at, size_t bytes, void *) {
     return SUCCESS;
 }
 int cuMemFreeAsync(char *at, void *) {
+    if (failed()) return CAPTURE_INVALIDATED;
     if (recording) {
         for (const Block &block : recording->blocks)
             if (block.at == at) {
@@ -274,10 +283,12 @@ int cuMemcpyDtoHAsync_v2(void *to, const char *from, size_t bytes, void *) {
     return SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(char *to, const char *from, size_t bytes, void *) {
+    if (failed()) return CAPTURE_INVALIDATED;
     submit([=] { memcpy(to, from, bytes); });
     return SUCCESS;
 }
 int cuMemsetD8Async(char *to, unsigned char value, size_t bytes, void *) {
+    if (failed()) return CAPTURE_INVALIDATED;
     submit([=] { memset(to, value, bytes); });
     return SUCCESS;
 }
@@ -292,9 +303,11 @@ int cuEventRecord(void *, void *) { return SUCCESS; }
 
 int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return SUCCESS; }
 int cuStreamEndCapture(void *, void **handle) {
-    *handle = recording;
+    const bool valid = !failed();
+    *handle = valid ? recording : nullptr;
+    if (!valid) delete recording;
     recording = nullptr;
-    return SUCCESS;
+    return valid ? SUCCESS : CAPTURE_INVALIDATED;
 }
 int cuStreamIsCapturing(void *, int *status) { *status = recording ? 1 : 0; return SUCCESS; }
 int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) { HANDLE(graph); }
@@ -321,6 +334,7 @@ int cuFuncSetAttribute(void *, int attribute, int value) {
     return fits ? SUCCESS : refuse(INVALID_VALUE, "more shared memory than a block can have");
 }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *, void **given, void **) {
+    if (failed()) return CAPTURE_INVALIDATED;
     const std::string &name = *(const std::string *)function;
     launches++;
     if (const emulator::Kernel *kernel = emulator::Kernel::find(name.c_str())) {
