@@ -2,7 +2,7 @@
 //!
 //! `tests/gpu/run` runs what is ignored here, which needs a card. `CARD=cpu` puts the CPU in its place: that tries the tests and no card.
 use crate::pipelines::{cases, draw};
-use crate::support::{Folder, asset, differences, pixels};
+use crate::support::{Folder, asset, differences, largest_difference, pixels};
 use image::RgbImage;
 use serde_json::{Value, json};
 use std::sync::Mutex;
@@ -18,17 +18,13 @@ fn card() -> String {
     format!("--device={name}")
 }
 
-fn largest(a: &RgbImage, b: &RgbImage) -> u8 {
-    differences(a, b).max().expect("it has pixels")
-}
-
 /// Draws every case on both and names those whose pictures are too far apart.
 fn compare(cases: &[Value]) {
     let (card, wrong) = (card(), Mutex::new(vec![]));
     let compare = |case: &Value| {
         let name = case["name"].as_str().expect("a name");
         let ours = draw(case, &[&card, "--dtype=f32"]);
-        let off = largest(&ours, &draw(case, &["--device=cpu"]));
+        let off = largest_difference(&ours, &draw(case, &["--device=cpu"]));
         if off > BOUND {
             wrong.lock().unwrap().push(format!("{name}: {off}"));
         }
@@ -105,7 +101,7 @@ fn picture_k_of_a_batch_is_close_to_that_seed_alone() {
             assert_eq!(batch.len(), 4);
             for (k, picture) in batch.iter().enumerate() {
                 let alone = demo(command, dtype, &[&format!("--seed={}", 3 + k)]);
-                let off = largest(picture, &alone[0]);
+                let off = largest_difference(picture, &alone[0]);
                 let sum: f64 = differences(picture, &alone[0]).map(f64::from).sum();
                 let off_mean = sum / picture.len() as f64;
                 let what = format!("{command} in {dtype}, picture {k}");

@@ -202,8 +202,12 @@ pub fn levels_apart(ours: &image::RgbImage, theirs: &Path) -> u8 {
     let name = theirs.display();
     let theirs = image::open(theirs).expect("the reference").into_rgb8();
     assert_eq!(ours.dimensions(), theirs.dimensions(), "{name}");
-    let differences = differences(ours, &theirs);
-    differences.max().expect("it has pixels")
+    largest_difference(ours, &theirs)
+}
+
+/// Of two pictures of one size.
+pub fn largest_difference(a: &image::RgbImage, b: &image::RgbImage) -> u8 {
+    differences(a, b).max().expect("it has pixels")
 }
 
 /// Of every number of two pictures of one size.

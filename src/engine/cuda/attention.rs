@@ -85,9 +85,5 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     };
     let aligned = [q, k, v].iter().all(|x| aligned(x, d));
     let work = plan(q.dtype(), b, args, aligned)?;
-    card::run(
-        work,
-        &[Some(q), Some(k), Some(v)],
-        (q.shape().clone(), q.dtype()),
-    )
+    card::run(work, &[Some(q), Some(k), Some(v)], q.shape().clone())
 }

@@ -89,20 +89,16 @@ struct Sent<A>(A);
 // SAFETY: an `Args` is the structure that the kernel takes.
 unsafe impl<A: Args> DeviceRepr for Sent<A> {}
 
-/// Starts the kernels of `work` on the stream of the first input, whose dtype all have. Gives the result, of `shape` and `dtype`.
-pub fn run<A: Args>(
-    work: Work<A>,
-    inputs: &[Option<&Tensor>],
-    (shape, dtype): (Shape, DType),
-) -> Result<Tensor> {
+/// Starts the kernels of `work` on the stream of the first input. All inputs have its dtype, and so has the result, of `shape`.
+pub fn run<A: Args>(work: Work<A>, inputs: &[Option<&Tensor>], shape: Shape) -> Result<Tensor> {
     let Some(Some(first)) = inputs.first() else {
         candle_core::bail!("a kernel without an input")
     };
-    let device = device_of(first.device())?.clone();
-    let storage = match dtype {
-        DType::F32 => launch::<f32, A>(&device, work, inputs, &shape)?,
-        DType::F16 => launch::<f16, A>(&device, work, inputs, &shape)?,
-        DType::BF16 => launch::<bf16, A>(&device, work, inputs, &shape)?,
+    let device = device_of(first.device())?;
+    let storage = match first.dtype() {
+        DType::F32 => launch::<f32, A>(device, work, inputs, &shape)?,
+        DType::F16 => launch::<f16, A>(device, work, inputs, &shape)?,
+        DType::BF16 => launch::<bf16, A>(device, work, inputs, &shape)?,
         other => candle_core::bail!("the card has no kernels for {other:?}"),
     };
     Ok(Tensor::from_storage(

@@ -1,21 +1,15 @@
-//! The kernels' own source, run on a processor and compared with the definitions of `engine::kernels`, in every dtype, on awkward
-//! sizes; then whole networks, layer for layer as they run on a card, against the same networks on the CPU.
+//! The kernels' own source, run on a processor: each kernel against its definition, whole networks against the same on the CPU, and what
+//! a card itself is tested with.
 //!
 //! They need a C++ compiler (`CXX`, else `c++`) and so run only when they are asked for: `cargo test --lib emulated -- --ignored`.
 //!
 //! The bound: inputs are exact in the dtype, sums are in f32, and the result is rounded once; attention rounds its weights too.
-use super::{Args, Card, Work, attention, card, norm, product};
-use crate::engine::checkpoint::{Checkpoint, Naming, Weights};
-use crate::engine::kernels as cpu;
-use crate::engine::models::clip::{ClipTextConfig, ClipTextModel, Depth};
-use crate::engine::models::condition::Conditioning;
-use crate::engine::models::unet::UNet;
-use crate::engine::models::unet_config::UNetFile;
-use crate::engine::models::vae::{VaeConfig, VaeDecoder};
-use candle_core::{DType, Device, Tensor};
-use candle_nn::VarBuilder;
+use super::card;
+use candle_core::DType;
 use half::{bf16, f16};
 
+mod definitions;
+mod networks;
 // What a card is tested with, on this one.
 #[path = "../../../tests/engine/devices.rs"]
 mod devices;
@@ -26,10 +20,7 @@ mod parity {
 }
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
-/// So few that small shapes are split and large ones are not.
-const CARD: Card = Card { multiprocessors: 6 };
-
-/// Numbers of a dtype in memory, 16 bytes apart from what lies before and after.
+/// Numbers of a dtype in memory, at an address of whole 16 bytes.
 struct Buffer {
     dtype: DType,
     numbers: usize,
@@ -38,6 +29,7 @@ struct Buffer {
 
 /// What lies around the numbers: NaN in every dtype, so that reading it shows.
 const AROUND: u128 = u128::MAX;
+/// How much of it, in 16 bytes.
 const MARGIN: usize = 8;
 
 impl Buffer {
@@ -92,6 +84,11 @@ impl Buffer {
 
 /// Values in [-1, 1] that are exact in `dtype`, other ones for every seed.
 fn values(dtype: DType, seed: u32, count: usize) -> Vec<f32> {
+    mapped(dtype, seed, count, |x| x)
+}
+
+/// What `f` makes of values in [-1, 1], rounded to `dtype`.
+fn mapped(dtype: DType, seed: u32, count: usize, f: impl Fn(f32) -> f32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9) | 1;
     let mut next = || {
         state ^= state << 13;
@@ -99,30 +96,11 @@ fn values(dtype: DType, seed: u32, count: usize) -> Vec<f32> {
         state ^= state << 5;
         state as f32 / u32::MAX as f32 * 2.0 - 1.0
     };
-    let plain: Vec<f32> = (0..count).map(|_| next()).collect();
+    let plain: Vec<f32> = (0..count).map(|_| f(next())).collect();
     Buffer::of(dtype, &plain).values()
 }
 
-/// Runs the kernels of `work`; gives the result of `numbers` numbers.
-fn run<A: Args>(
-    work: Work<A>,
-    dtype: DType,
-    inputs: &[Option<&[f32]>],
-    numbers: usize,
-) -> Vec<f32> {
-    let buffer = |x: &Option<&[f32]>| x.map(|x| Buffer::of(dtype, x));
-    let inputs: Vec<Option<Buffer>> = inputs.iter().map(buffer).collect();
-    let address = |x: &Option<Buffer>| x.as_ref().map_or(0, Buffer::address);
-    let addresses: Vec<u64> = inputs.iter().map(address).collect();
-    let result = Buffer::empty(dtype, numbers);
-    let scratch = Buffer::empty(DType::F32, work.scratch);
-    // SAFETY: the addresses are those of living buffers of the sizes that the plan is for.
-    unsafe { card::emulate(work, &addresses, result.address(), scratch.address()) };
-    scratch.values();
-    result.values()
-}
-
-/// Within `ulps` roundings of the dtype, of numbers as large as the largest, and `sum` roundings of f32.
+/// Within `ulps` roundings of the dtype, for sums in f32 within 16 of f32's, of numbers as large as the largest.
 fn assert_close(got: &[f32], want: &[f32], dtype: DType, ulps: f32, what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
     let unit = match dtype {
@@ -139,504 +117,4 @@ fn assert_close(got: &[f32], want: &[f32], dtype: DType, ulps: f32, what: &str) 
         );
     }
     assert!(largest > 0.0, "{what}: only zeros");
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn group_norms_are_their_definition() {
-    for dtype in DTYPES {
-        for (b, pixels, parts, groups, silu) in [
-            (2, 35, [32, 0], 4, true),
-            (1, 300, [48, 16], 8, false),
-            (3, 1, [6, 3], 3, true),
-            (1, 17, [20, 12], 4, true),
-            (1, 40, [1288, 0], 2, false),
-            (2, 9, [2080, 80], 10, true),
-        ] {
-            let channels = parts[0] + parts[1];
-            // Far from zero beside their spread, as after a bias.
-            let x: Vec<f32> = values(dtype, 1, b * pixels * channels)
-                .iter()
-                .map(|x| x + 3.0)
-                .collect();
-            let x = Buffer::of(dtype, &x).values();
-            let (weight, bias) = (values(dtype, 2, channels), values(dtype, 3, channels));
-            let shape = cpu::GroupNormShape {
-                b,
-                pixels,
-                channels,
-                groups,
-            };
-            let mut want = vec![0.0; x.len()];
-            cpu::norm::group_norm_naive(&x, shape, (&weight, &bias), 1e-5, silu, &mut want);
-
-            let part = |from: usize, count: usize| -> Vec<f32> {
-                x.chunks(channels)
-                    .flat_map(|pixel| pixel[from..][..count].to_vec())
-                    .collect()
-            };
-            let (first, rest) = (part(0, parts[0]), part(parts[0], parts[1]));
-            let args = norm::GroupNorm {
-                first_channels: parts[0] as i32,
-                rest_channels: parts[1] as i32,
-                pixels: pixels as i32,
-                groups: groups as i32,
-                eps: 1e-5,
-                silu: silu.into(),
-                ..Default::default()
-            };
-            let wide = 16 / dtype.size_in_bytes();
-            let whole = parts.iter().all(|c| c % wide == 0);
-            for vector in [1, wide].into_iter().take(1 + usize::from(whole)) {
-                let work = norm::plan_group(dtype, b, args, vector, CARD).unwrap();
-                let rest = (parts[1] > 0).then_some(&rest[..]);
-                let inputs = [Some(&first[..]), rest, Some(&weight), Some(&bias)];
-                let got = run(work, dtype, &inputs, want.len());
-                assert_close(
-                    &got,
-                    &want,
-                    dtype,
-                    4.0,
-                    &format!("{b} x {pixels} x {parts:?} by {vector}"),
-                );
-            }
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn layer_norms_are_their_definition() {
-    for dtype in DTYPES {
-        for (rows, width) in [(1, 8), (5, 40), (19, 33), (8, 768), (3, 1)] {
-            let x: Vec<f32> = values(dtype, 4, rows * width)
-                .iter()
-                .map(|x| x - 2.0)
-                .collect();
-            let x = Buffer::of(dtype, &x).values();
-            let (weight, bias) = (values(dtype, 5, width), values(dtype, 6, width));
-            let mut want = vec![0.0; x.len()];
-            // A group norm of one group over one pixel.
-            let shape = cpu::GroupNormShape {
-                b: rows,
-                pixels: 1,
-                channels: width,
-                groups: 1,
-            };
-            cpu::norm::group_norm_naive(&x, shape, (&weight, &bias), 1e-5, false, &mut want);
-            let args = norm::LayerNorm {
-                rows: rows as i32,
-                width: width as i32,
-                eps: 1e-5,
-                ..Default::default()
-            };
-            let wide = 16 / dtype.size_in_bytes();
-            for vector in [1, wide]
-                .into_iter()
-                .take(1 + usize::from(width % wide == 0))
-            {
-                let work = norm::plan_layer(dtype, args, vector).unwrap();
-                let inputs = [Some(&x[..]), Some(&weight), Some(&bias)];
-                let got = run(work, dtype, &inputs, want.len());
-                assert_close(
-                    &got,
-                    &want,
-                    dtype,
-                    4.0,
-                    &format!("{rows} x {width} by {vector}"),
-                );
-            }
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn attentions_are_their_definition() {
-    for dtype in DTYPES {
-        for (b, heads, lq, lk, d, causal) in [
-            (1, 1, 1, 1, 8, false),
-            (2, 2, 70, 77, 40, false),
-            (1, 3, 64, 64, 64, false),
-            (1, 2, 130, 130, 64, true),
-            (2, 1, 33, 200, 80, false),
-            (1, 2, 20, 77, 128, false),
-            (1, 1, 100, 65, 160, false),
-            (1, 1, 9, 40, 512, false),
-            (1, 2, 21, 21, 13, true),
-            (1, 1, 18, 35, 200, false),
-        ] {
-            let shape = cpu::AttentionShape {
-                b,
-                heads,
-                lq,
-                lk,
-                d,
-                causal,
-            };
-            let scale = 1.0 / (d as f32).sqrt();
-            // Large enough that the weights differ.
-            let scores: Vec<f32> = values(dtype, 7, b * lq * heads * d)
-                .iter()
-                .map(|x| 4.0 * x)
-                .collect();
-            let q = Buffer::of(dtype, &scores).values();
-            let (k, v) = (
-                values(dtype, 8, b * lk * heads * d),
-                values(dtype, 9, b * lk * heads * d),
-            );
-            let mut want = vec![0.0; q.len()];
-            cpu::attention::attention_naive(&q, &k, &v, shape, scale, &mut want);
-            let args = attention::Attention {
-                queries: lq as i32,
-                keys: lk as i32,
-                heads: heads as i32,
-                d: d as i32,
-                scale,
-                causal: causal.into(),
-                ..Default::default()
-            };
-            for aligned in [false, true].into_iter().take(1 + usize::from(d % 8 == 0)) {
-                let work = attention::plan(dtype, b, args, aligned).unwrap();
-                let kernel = work.launches[0].kernel.clone();
-                let got = run(work, dtype, &[Some(&q), Some(&k), Some(&v)], want.len());
-                assert_close(&got, &want, dtype, 4.0, &format!("{kernel} {shape:?}"));
-            }
-        }
-    }
-}
-
-/// A convolution to compare.
-struct Case {
-    images: usize,
-    size: (usize, usize),
-    parts: [usize; 2],
-    outputs: usize,
-    kernel: usize,
-    stride: usize,
-    padding: [usize; 2],
-    enlarged: Option<(usize, usize)>,
-}
-
-impl Case {
-    /// Stride 1, the same size.
-    fn same(
-        images: usize,
-        size: (usize, usize),
-        parts: [usize; 2],
-        outputs: usize,
-        kernel: usize,
-    ) -> Self {
-        let padding = [kernel / 2; 2];
-        Self {
-            images,
-            size,
-            parts,
-            outputs,
-            kernel,
-            stride: 1,
-            padding,
-            enlarged: None,
-        }
-    }
-
-    /// Compares, with everything that may follow the sum, with kernels for `card`.
-    fn check(&self, dtype: DType, card: Card) {
-        let (channels, outputs) = (self.parts[0] + self.parts[1], self.outputs);
-        let (h, w) = self.size;
-        let (eh, ew) = self.enlarged.unwrap_or(self.size);
-        let pixels = self.images * h * w;
-        let x = values(dtype, 10, pixels * channels);
-        let weight = values(dtype, 11, outputs * channels * self.kernel * self.kernel);
-        let bias = values(dtype, 12, outputs);
-        let shift = values(dtype, 13, self.images * outputs);
-
-        let [before, after] = self.padding;
-        let shape = cpu::ConvShape {
-            in_channels: channels,
-            out_channels: outputs,
-            kernel: (self.kernel, self.kernel),
-            stride: self.stride,
-            padding: [before, after, before, after],
-        };
-        let (oh, ow) = shape.output_size(eh, ew).unwrap();
-        let seen: Vec<f32> = (0..self.images * eh * ew)
-            .flat_map(|i| {
-                let (image, y, x0) = (i / (eh * ew), i / ew % eh, i % ew);
-                let from = (image * h + cpu::nearest(y, h, eh)) * w + cpu::nearest(x0, w, ew);
-                x[from * channels..][..channels].to_vec()
-            })
-            .collect();
-        let count = self.images * oh * ow * outputs;
-        let residual = values(dtype, 14, count);
-        let mut sums = vec![0.0; count];
-        cpu::conv::conv2d_naive(
-            &shape,
-            &weight,
-            Some(&bias),
-            &seen,
-            (self.images, eh, ew),
-            &mut sums,
-        );
-        let want: Vec<f32> = (0..count)
-            .map(|i| {
-                (sums[i] + shift[i / (oh * ow * outputs) * outputs + i % outputs] + residual[i])
-                    * 0.5
-            })
-            .collect();
-
-        // (out, in, ky, kx) to (out, ky, kx, in), and the map in its two parts.
-        let taps = self.kernel * self.kernel;
-        let weight: Vec<f32> = (0..weight.len())
-            .map(|i| {
-                weight[(i / channels / taps * channels + i % channels) * taps + i / channels % taps]
-            })
-            .collect();
-        let part = |from: usize, count: usize| -> Vec<f32> {
-            x.chunks(channels)
-                .flat_map(|pixel| pixel[from..][..count].to_vec())
-                .collect()
-        };
-        let (first, rest) = (part(0, self.parts[0]), part(self.parts[0], self.parts[1]));
-        let args = product::Product {
-            first_channels: self.parts[0] as i32,
-            rest_channels: self.parts[1] as i32,
-            images: self.images as i32,
-            height: h as i32,
-            width: w as i32,
-            enlarged_height: eh as i32,
-            enlarged_width: ew as i32,
-            out_height: oh as i32,
-            out_width: ow as i32,
-            outputs: outputs as i32,
-            kernel: self.kernel as i32,
-            stride: self.stride as i32,
-            padding: before as i32,
-            shift_stride: outputs as i32,
-            scale: 0.5,
-            ..Default::default()
-        };
-        let whole = self.parts.iter().all(|c| c % 8 == 0);
-        for aligned in [false, true].into_iter().take(1 + usize::from(whole)) {
-            let work = product::plan(dtype, args, aligned, card).unwrap();
-            let what = format!(
-                "{} of {} parts, {:?}",
-                work.launches[0].kernel, work.launches[0].args.splits, args
-            );
-            let rest = (self.parts[1] > 0).then_some(&rest[..]);
-            let inputs = [
-                Some(&first[..]),
-                rest,
-                Some(&weight),
-                Some(&bias),
-                Some(&shift),
-                Some(&residual),
-            ];
-            let got = run(work, dtype, &inputs, count);
-            assert_close(&got, &want, dtype, 2.0, &what);
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn convolutions_are_their_definition() {
-    let odd = (5, 7);
-    for dtype in DTYPES {
-        for case in [
-            Case::same(1, odd, [8, 0], 4, 3),
-            Case::same(2, odd, [16, 24], 20, 3),
-            Case::same(1, (9, 6), [40, 0], 33, 1),
-            Case::same(2, (3, 3), [5, 2], 7, 3),
-            Case::same(1, (1, 1), [64, 0], 3, 3),
-            Case::same(1, (6, 6), [32, 0], 70, 5),
-            Case {
-                stride: 2,
-                ..Case::same(2, (8, 9), [24, 0], 24, 3)
-            },
-            Case {
-                stride: 2,
-                padding: [0, 1],
-                ..Case::same(1, (7, 7), [8, 8], 10, 3)
-            },
-            Case {
-                enlarged: Some((10, 14)),
-                ..Case::same(1, odd, [16, 0], 8, 3)
-            },
-            Case {
-                enlarged: Some((9, 13)),
-                ..Case::same(1, odd, [8, 0], 8, 3)
-            },
-        ] {
-            case.check(dtype, CARD);
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn every_tile_of_a_product_is_its_definition() {
-    for dtype in [DType::F16, DType::BF16] {
-        // One multiprocessor takes the widest tile, many the narrowest and parts of k.
-        for (multiprocessors, kernel) in
-            [(1, "128x128"), (8, "128x64"), (12, "64x64"), (200, "64x64")]
-        {
-            let card = Card { multiprocessors };
-            let case = Case::same(1, (15, 19), [72, 24], 130, 3);
-            let args = product::Product {
-                first_channels: 96,
-                images: 1,
-                out_height: 15,
-                out_width: 19,
-                outputs: 130,
-                kernel: 3,
-                ..Default::default()
-            };
-            let work = product::plan(dtype, args, true, card).unwrap();
-            assert!(
-                work.launches[0].kernel.ends_with(kernel),
-                "{} for {multiprocessors}",
-                work.launches[0].kernel
-            );
-            assert_eq!(
-                work.launches.len(),
-                if multiprocessors == 200 { 2 } else { 1 }
-            );
-            case.check(dtype, card);
-        }
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn a_gated_product_is_its_definition() {
-    for dtype in DTYPES {
-        for (rows, inputs, outputs) in [(5, 16, 12), (70, 40, 66), (1, 9, 2)] {
-            let x = values(dtype, 15, rows * inputs);
-            let (weight, bias) = (
-                values(dtype, 16, outputs * inputs),
-                values(dtype, 17, outputs),
-            );
-            let mut both = vec![0.0; rows * outputs];
-            cpu::linear::linear_naive(&weight, Some(&bias), &x, inputs, &mut both);
-            let want: Vec<f32> = both
-                .chunks(2)
-                .map(|pair| {
-                    let mut gate = [pair[1]];
-                    cpu::gelu_erf(&mut gate);
-                    pair[0] * gate[0]
-                })
-                .collect();
-            let args = product::Product {
-                first_channels: inputs as i32,
-                images: 1,
-                height: 1,
-                width: rows as i32,
-                enlarged_height: 1,
-                enlarged_width: rows as i32,
-                out_height: 1,
-                out_width: rows as i32,
-                outputs: outputs as i32,
-                kernel: 1,
-                stride: 1,
-                scale: 1.0,
-                geglu: 1,
-                ..Default::default()
-            };
-            let work = product::plan(dtype, args, inputs % 8 == 0, CARD).unwrap();
-            let inputs = [Some(&x[..]), None, Some(&weight), Some(&bias), None, None];
-            let got = run(work, dtype, &inputs, want.len());
-            assert_close(&got, &want, dtype, 2.0, &format!("{rows} rows"));
-        }
-    }
-}
-
-/// A component of a checkpoint in `assets`, its weights rounded to `dtype`.
-fn component(model: &str, component: &str, dtype: DType) -> (Checkpoint, VarBuilder<'static>) {
-    let model = format!("{}/assets/{model}", env!("CARGO_MANIFEST_DIR"));
-    let checkpoint = Checkpoint::open(&model, "main").unwrap();
-    let files = checkpoint.prepare_weights(component, dtype).unwrap();
-    let naming = Naming {
-        strip: "text_model.",
-        ignore: &[],
-    };
-    let weights = Weights::open(&files, naming).unwrap();
-    (checkpoint, weights.var_builder(dtype, &Device::Cpu))
-}
-
-/// A tensor of values in [-1, 1].
-fn tensor(seed: u32, shape: &[usize]) -> Tensor {
-    let values = values(DType::F32, seed, shape.iter().product());
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
-/// `network` on the CPU and on the card, with the same weights: what is left are the roundings between the layers, which of a few
-/// dozen add up to a few.
-fn assert_same(what: &str, network: impl Fn(DType, DType) -> anyhow::Result<Tensor>) {
-    for dtype in DTYPES {
-        let numbers = |x: Tensor| -> Vec<f32> {
-            let x = x.to_dtype(DType::F32).unwrap();
-            x.flatten_all().unwrap().to_vec1().unwrap()
-        };
-        let want = numbers(network(dtype, DType::F32).unwrap());
-        let got = numbers(card::pretend(|| network(dtype, dtype)).unwrap());
-        assert_close(&got, &want, dtype, 8.0, what);
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn networks_without_a_text_are_the_same() {
-    for model in ["tiny-ddpm", "demo/ddpm"] {
-        assert_same(model, |weights, activations| {
-            let (checkpoint, vb) = component(model, "unet", weights);
-            let config = checkpoint.config::<UNetFile>("unet")?.unconditional()?;
-            let unet = UNet::load(&config, vb, activations)?;
-            let x = tensor(20, &[2, config.in_channels, 8, 16]);
-            Ok(unet.forward(&x, 37.0, None)?)
-        });
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn networks_with_a_text_are_the_same() {
-    for (model, width) in [("tiny-sd", 20), ("demo/txt2img", 128)] {
-        assert_same(model, |weights, activations| {
-            let (checkpoint, vb) = component(model, "unet", weights);
-            let config = checkpoint.config::<UNetFile>("unet")?.conditional()?;
-            let unet = UNet::load(&config, vb, activations)?;
-            let x = tensor(21, &[1, config.in_channels, 8, 6]);
-            let condition = unet.condition(&Conditioning::text(tensor(22, &[2, 77, width])))?;
-            Ok(unet.forward(&x, 501.0, Some(&condition))?)
-        });
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn decoders_are_the_same() {
-    for model in ["tiny-sd", "demo/txt2img"] {
-        assert_same(model, |weights, activations| {
-            let (checkpoint, vb) = component(model, "vae", weights);
-            let config: VaeConfig = checkpoint.config("vae")?;
-            let vae = VaeDecoder::load(&config, vb, activations)?;
-            Ok(vae.decode(&tensor(23, &[1, config.latent_channels, 5, 4]))?)
-        });
-    }
-}
-
-#[test]
-#[ignore = "needs a C++ compiler"]
-fn text_towers_are_the_same() {
-    for model in ["tiny-sd", "demo/txt2img"] {
-        assert_same(model, |weights, activations| {
-            let (checkpoint, vb) = component(model, "text_encoder", weights);
-            let config: ClipTextConfig = checkpoint.config("text_encoder")?;
-            let tower = ClipTextModel::load(&config, vb, activations, false)?;
-            let length = config.max_position_embeddings as u32;
-            let ids: Vec<u32> = (0..length).map(|i| i % 50).collect();
-            Ok(tower.forward(&[ids.clone(), ids], Depth::WHOLE)?.states)
-        });
-    }
 }

@@ -32,6 +32,8 @@ pub mod graph;
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
 mod libraries;
+#[cfg(any(not(feature = "cuda"), test))]
+mod no_recording;
 pub mod norm;
 #[cfg(feature = "cuda")]
 pub mod open;

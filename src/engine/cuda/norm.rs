@@ -106,7 +106,7 @@ pub fn group_norm(
     let work = plan_group(first.dtype(), b, args, vector, card::card(first.device())?)?;
     let shape = Shape::from((b, h, w, first_channels + rest_channels));
     let inputs = [Some(first), rest, Some(weight), Some(bias)];
-    card::run(work, &inputs, (shape, first.dtype()))
+    card::run(work, &inputs, shape)
 }
 
 #[repr(C)]
@@ -157,11 +157,8 @@ pub fn layer_norm(x: &Tensor, (weight, bias): (&Tensor, &Tensor), eps: f64) -> R
         ..LayerNorm::default()
     };
     let work = plan_layer(x.dtype(), args, vector(x.dtype(), aligned(x, width)))?;
-    card::run(
-        work,
-        &[Some(x), Some(weight), Some(bias)],
-        (x.shape().clone(), x.dtype()),
-    )
+    let inputs = [Some(x), Some(weight), Some(bias)];
+    card::run(work, &inputs, x.shape().clone())
 }
 
 /// How many numbers 16 bytes are, where so many may be read at once.

@@ -195,9 +195,11 @@ pub fn convolution(
     if let Some(bias) = extras.bias {
         check("bias", bias, &[outputs])?;
     }
+    let mut shift_stride = 0;
     if let Some(shift) = extras.shift {
-        let rows = if shift.dim(0)? == 1 { 1 } else { b };
-        check("shift", shift, &[rows, outputs])?;
+        let each = shift.dim(0)? != 1;
+        check("shift", shift, &[if each { b } else { 1 }, outputs])?;
+        shift_stride = if each { outputs } else { 0 };
     }
     if let Some(residual) = extras.residual {
         check("residual", residual, &[b, out.0, out.1, columns])?;
@@ -205,7 +207,6 @@ pub fn convolution(
     let whole = aligned(first, first_channels)
         && rest.is_none_or(|rest| aligned(rest, rest_channels))
         && aligned(weight, channels);
-    let shift_rows = extras.shift.map_or(Ok(1), |shift| shift.dim(0))?;
     let args = Product {
         first_channels: int(first_channels)?,
         rest_channels: int(rest_channels)?,
@@ -220,7 +221,7 @@ pub fn convolution(
         kernel: int(geometry.kernel)?,
         stride: int(geometry.stride)?,
         padding: int(geometry.padding)?,
-        shift_stride: if shift_rows == 1 { 0 } else { int(outputs)? },
+        shift_stride: int(shift_stride)?,
         splits: 1,
         scale: extras.scale as f32,
         geglu: extras.geglu.into(),
@@ -236,7 +237,7 @@ pub fn convolution(
         extras.shift,
         extras.residual,
     ];
-    card::run(work, &inputs, (shape, first.dtype()))
+    card::run(work, &inputs, shape)
 }
 
 /// Of the rows of a contiguous `(.., inputs)`, by a weight `(outputs, inputs)`; gives `(.., outputs)`.

@@ -28,6 +28,17 @@ impl ConvShape {
             padding,
         }
     }
+
+    fn of_kernels(&self) -> kernels::ConvShape {
+        let (before, after) = self.padding;
+        kernels::ConvShape {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels,
+            kernel: (self.kernel, self.kernel),
+            stride: self.stride,
+            padding: [before, after, before, after],
+        }
+    }
 }
 
 /// `y = W * x + bias`
@@ -61,41 +72,28 @@ impl Conv2d {
             in_channels,
             out_channels,
             kernel,
-            stride,
-            padding: (before, after),
+            ..
         } = shape;
         let weight = vb.get((out_channels, in_channels, kernel, kernel), "weight")?;
-        let family = Family::of(&vb);
-        if let Family::Card | Family::Candle = family {
-            let bias = bias.then(|| vb.get(out_channels, "bias")).transpose()?;
-            return Ok(match family {
-                Family::Card => Self::Card {
-                    shape,
-                    weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
-                    bias,
-                },
-                _ => Self::Candle {
-                    shape,
-                    weight,
-                    bias,
-                },
-            });
-        }
-        let bias = bias.then(|| small(&vb, out_channels, "bias")).transpose()?;
-        let padding = [before, after, before, after];
-        let shape = kernels::ConvShape {
-            in_channels,
-            out_channels,
-            kernel: (kernel, kernel),
-            stride,
-            padding,
-        };
-        let weight = values(&weight)?;
-        Ok(Self::Packed(PackedConv2d::pack(
-            shape,
-            weight.weights()?,
-            bias.as_deref(),
-        )))
+        let whole = || bias.then(|| vb.get(out_channels, "bias")).transpose();
+        Ok(match Family::of_weights(&vb) {
+            Family::Cpu => {
+                let bias = bias.then(|| small(&vb, out_channels, "bias")).transpose()?;
+                let weight = values(&weight)?;
+                let (shape, weight) = (shape.of_kernels(), weight.weights()?);
+                Self::Packed(PackedConv2d::pack(shape, weight, bias.as_deref()))
+            }
+            Family::Card => Self::Card {
+                shape,
+                weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
+                bias: whole()?,
+            },
+            Family::Candle => Self::Candle {
+                shape,
+                weight,
+                bias: whole()?,
+            },
+        })
     }
 
     pub fn forward(&self, x: &Map) -> Result<Map> {
@@ -172,12 +170,19 @@ impl Default for Extras<'_> {
     }
 }
 
+/// Of a map of height and width `of`, as the convolution sees it.
+fn output_size(shape: &kernels::ConvShape, of: (usize, usize)) -> Result<(usize, usize)> {
+    let (h, w) = of;
+    match shape.output_size(h, w) {
+        Some(size) => Ok(size),
+        None => candle_core::bail!("a map of {w}x{h} is too small for this model"),
+    }
+}
+
 fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
     let (b, h, w, _) = x.dims()?;
     let to = extras.enlarged.unwrap_or((h, w));
-    let Some((oh, ow)) = conv.output_size(to.0, to.1) else {
-        candle_core::bail!("a map of {w}x{h} is too small for this model")
-    };
+    let (oh, ow) = output_size(&conv.shape(), to)?;
     let x = x.values()?;
     let shift = extras.shift.map(values).transpose()?;
     let residual = extras.residual.map(values).transpose()?;
@@ -205,21 +210,12 @@ fn run_card(
     extras: Extras,
 ) -> Result<Map> {
     let enlarged = extras.enlarged.map_or_else(|| x.size(), Ok)?;
-    let (before, after) = shape.padding;
-    let length = |size: usize| {
-        let room = (size + before + after).checked_sub(shape.kernel)?;
-        Some(room / shape.stride + 1)
-    };
-    let (Some(height), Some(width)) = (length(enlarged.0), length(enlarged.1)) else {
-        let (h, w) = enlarged;
-        candle_core::bail!("a map of {w}x{h} is too small for this model")
-    };
     let geometry = product::Geometry {
         enlarged,
-        out: (height, width),
+        out: output_size(&shape.of_kernels(), enlarged)?,
         kernel: shape.kernel,
         stride: shape.stride,
-        padding: before,
+        padding: shape.padding.0,
     };
     let shift = extras.shift.map(Tensor::contiguous).transpose()?;
     let extras = product::Extras {

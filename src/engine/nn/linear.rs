@@ -30,22 +30,23 @@ impl Linear {
 
     fn load_with(vb: VarBuilder, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
         let weight = vb.get((outputs, inputs), "weight")?;
-        let family = Family::of(&vb);
-        if let Family::Card | Family::Candle = family {
-            let bias = bias.then(|| vb.get(outputs, "bias")).transpose()?;
-            return Ok(match family {
-                Family::Card => Self::Card { weight, bias },
-                _ => Self::Candle { weight, bias },
-            });
-        }
-        let bias = bias.then(|| small(&vb, outputs, "bias")).transpose()?;
-        let weight = values(&weight)?;
-        Ok(Self::Packed(PackedLinear::pack(
-            weight.weights()?,
-            outputs,
-            inputs,
-            bias.as_deref(),
-        )))
+        let whole = || bias.then(|| vb.get(outputs, "bias")).transpose();
+        Ok(match Family::of_weights(&vb) {
+            Family::Cpu => {
+                let bias = bias.then(|| small(&vb, outputs, "bias")).transpose()?;
+                let weight = values(&weight)?;
+                let weight = weight.weights()?;
+                Self::Packed(PackedLinear::pack(weight, outputs, inputs, bias.as_deref()))
+            }
+            Family::Card => Self::Card {
+                weight,
+                bias: whole()?,
+            },
+            Family::Candle => Self::Candle {
+                weight,
+                bias: whole()?,
+            },
+        })
     }
 
     /// `(.., inputs)` to `(.., outputs)`

@@ -22,7 +22,8 @@ use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
 use candle_nn::VarBuilder;
 use std::ops::{Deref, Range};
 
-/// Which kernels serve a layer, decided by where its weights are and their dtype.
+/// Which kernels serve numbers, decided by where they are and their dtype.
+#[derive(PartialEq)]
 enum Family {
     Cpu,
     Card,
@@ -30,27 +31,28 @@ enum Family {
 }
 
 impl Family {
-    fn of(vb: &VarBuilder) -> Self {
-        match (vb.device(), has_kernels(vb.dtype())) {
-            (device, true) if cuda::serves(device) => Self::Card,
-            (Device::Cpu, true) => Self::Cpu,
+    fn of(device: &Device, dtype: DType) -> Self {
+        match (device, dtype) {
+            (device, DType::F32 | DType::F16 | DType::BF16) if cuda::serves(device) => Self::Card,
+            (Device::Cpu, DType::F32 | DType::F16 | DType::BF16) => Self::Cpu,
             _ => Self::Candle,
         }
     }
-}
 
-fn has_kernels(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+    /// That of a layer, by its weights.
+    fn of_weights(vb: &VarBuilder) -> Self {
+        Self::of(vb.device(), vb.dtype())
+    }
 }
 
 /// Whether this program's own kernels serve an activation on a card.
 fn card_kernels_for(x: &Tensor) -> bool {
-    cuda::serves(x.device()) && has_kernels(x.dtype())
+    Family::of(x.device(), x.dtype()) == Family::Card
 }
 
-/// Whether this program's own kernels serve an activation on the CPU.
+/// Whether this program's own kernels serve an activation on the CPU, where all of them are in f32.
 fn own_kernels_for(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32 && !cuda::serves(x.device())
+    x.dtype() == DType::F32 && Family::of(x.device(), x.dtype()) == Family::Cpu
 }
 
 /// A parameter that the kernels keep in f32 whatever the weights' dtype: biases, norms.

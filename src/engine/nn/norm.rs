@@ -15,7 +15,7 @@ enum Affine {
 impl Affine {
     fn load(vb: VarBuilder, channels: usize) -> Result<Self> {
         let whole = |name| vb.get(channels, name);
-        Ok(match Family::of(&vb) {
+        Ok(match Family::of_weights(&vb) {
             Family::Cpu => Self::Own {
                 weight: small(&vb, channels, "weight")?,
                 bias: small(&vb, channels, "bias")?,

@@ -84,7 +84,7 @@ fn text_towers_are_transformers() {
 fn the_vae_decoder_is_that_of_candle_transformers() {
     use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
     let file = "diffusion_pytorch_model.safetensors";
-    let theirs = AutoEncoderKLConfig {
+    let their_config = AutoEncoderKLConfig {
         block_out_channels: vec![8, 12, 16],
         layers_per_block: 1,
         latent_channels: 4,
@@ -92,8 +92,13 @@ fn the_vae_decoder_is_that_of_candle_transformers() {
         use_quant_conv: true,
         use_post_quant_conv: true,
     };
-    let theirs =
-        AutoEncoderKL::new(builder("vae", file, DType::F32, &Device::Cpu), 3, 3, theirs).unwrap();
+    let theirs = AutoEncoderKL::new(
+        builder("vae", file, DType::F32, &Device::Cpu),
+        3,
+        3,
+        their_config,
+    )
+    .unwrap();
     let ours: VaeConfig = config("vae");
     let decoder = VaeDecoder::load(
         &ours,

@@ -8,6 +8,8 @@
 //   STAND_IN_SAYS=1    tells at the end of blocks that were never given back, and of launches and recordings
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
+#include <stdio.h>
+#include <stdlib.h>
 #include <functional>
 #include <map>
 #include <string>
@@ -45,9 +47,11 @@ bool failed() {
     return recording && step && recording->steps.size() >= (size_t)atoi(step);
 }
 
-void submit(Work work) {
+int submit(Work work) {
+    if (failed()) return CAPTURE_INVALIDATED;
     if (recording) recording->steps.push_back(work);
     else work();
+    return SUCCESS;
 }
 
 struct AtTheEnd {
@@ -247,10 +251,12 @@ int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCE
 
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
-    if (failed()) return CAPTURE_INVALIDATED;
     const Block block = {(char *)aligned_alloc(256, (bytes + 511) / 256 * 256), bytes};
     *at = block.at;
-    submit([=] { block.forget(); });
+    if (const int status = submit([=] { block.forget(); })) {
+        free(block.at);
+        return status;
+    }
     if (recording) recording->blocks.push_back(block);
     else given[block.at] = block;
     return SUCCESS;
@@ -259,10 +265,7 @@ int cuMemFreeAsync(char *at, void *) {
     if (failed()) return CAPTURE_INVALIDATED;
     if (recording) {
         for (const Block &block : recording->blocks)
-            if (block.at == at) {
-                submit([=] { block.forget(); });
-                return SUCCESS;
-            }
+            if (block.at == at) return submit([=] { block.forget(); });
         return refuse(CAPTURE_UNSUPPORTED, "a recording gives back a block of outside");
     }
     const auto entry = given.find(at);
@@ -283,14 +286,10 @@ int cuMemcpyDtoHAsync_v2(void *to, const char *from, size_t bytes, void *) {
     return SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(char *to, const char *from, size_t bytes, void *) {
-    if (failed()) return CAPTURE_INVALIDATED;
-    submit([=] { memcpy(to, from, bytes); });
-    return SUCCESS;
+    return submit([=] { memcpy(to, from, bytes); });
 }
 int cuMemsetD8Async(char *to, unsigned char value, size_t bytes, void *) {
-    if (failed()) return CAPTURE_INVALIDATED;
-    submit([=] { memset(to, value, bytes); });
-    return SUCCESS;
+    return submit([=] { memset(to, value, bytes); });
 }
 
 int cuStreamCreate(void **handle, unsigned) { HANDLE(2); }
@@ -334,23 +333,20 @@ int cuFuncSetAttribute(void *, int attribute, int value) {
     return fits ? SUCCESS : refuse(INVALID_VALUE, "more shared memory than a block can have");
 }
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *, void **given, void **) {
-    if (failed()) return CAPTURE_INVALIDATED;
     const std::string &name = *(const std::string *)function;
     launches++;
     if (const emulator::Kernel *kernel = emulator::Kernel::find(name.c_str())) {
         const std::vector<char> args((char *)given[0], (char *)given[0] + kernel->args_bytes);
-        submit([=] {
+        return submit([=] {
             const Dim3 grid = {gx, gy, gz}, block = {bx, by, bz};
             if (const int status = kernel->start(args.data(), grid, block, shared)) {
                 fprintf(stderr, "stand-in: %s ends with %d\n", kernel->name, status);
                 abort();
             }
         });
-        return SUCCESS;
     }
     const Work work = candle_kernel(name, gx, Given{given});
     if (!work) return refuse(NOT_FOUND, ("no kernel " + name).c_str());
-    submit(work);
-    return SUCCESS;
+    return submit(work);
 }
 }

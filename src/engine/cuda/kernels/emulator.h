@@ -8,14 +8,11 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <ucontext.h>
 #include <vector>
 
 #define INLINE inline
-#define __restrict__
 
 struct Dim3 {
     unsigned x, y, z;
@@ -93,7 +90,7 @@ struct Warp {
     const void *rows[2][32];
 };
 
-inline Dim3 grid, block, block_index, thread_index;
+inline Dim3 grid, block_index, thread_index;
 inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
@@ -158,7 +155,7 @@ inline Warp &warp() { return warps[self / 32]; }
 inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 b, size_t shared_bytes) {
     std::vector<uint32_t> memory(shared_bytes / 4 + 8);
     shared = (unsigned char *)(((uintptr_t)memory.data() + 15) & ~(uintptr_t)15);
-    grid = g, block = b, entry = kernel, arguments = args, threads = b.x;
+    grid = g, entry = kernel, arguments = args, threads = b.x;
     fibers.resize(threads);
     for (unsigned z = 0; z < g.z; z++)
         for (unsigned y = 0; y < g.y; y++)
@@ -195,7 +192,6 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
 } // namespace emulator
 
 #define gridDim emulator::grid
-#define blockDim emulator::block
 #define blockIdx emulator::block_index
 #define threadIdx emulator::thread_index
 #define SHARED_BYTES(name) unsigned char *name = emulator::shared

@@ -43,6 +43,7 @@ INLINE int nearest(int i, int from, int to) {
 struct Corner {
     int image, y, x;
 
+    Corner() = default;
     INLINE Corner(const Product &a, int64_t row) {
         const int area = a.out_height * a.out_width;
         image = (int)(row / area);
@@ -176,14 +177,9 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
     share(a, ceiling(k, DEPTH), begin, end);
     // This thread copies one chunk of every LINES-th row.
     const int chunk = t % 4, line = t / 4;
-    int image[M / LINES], top[M / LINES], left[M / LINES];
+    Corner corners[M / LINES];
 #pragma unroll
-    for (int i = 0; i < M / LINES; i++) {
-        const Corner corner(a, first_row + line + i * LINES);
-        image[i] = corner.image;
-        top[i] = corner.y;
-        left[i] = corner.x;
-    }
+    for (int i = 0; i < M / LINES; i++) corners[i] = Corner(a, first_row + line + i * LINES);
     Place place(a, channels, begin * DEPTH + chunk * 8);
     int loading = begin;
     auto load = [&]() {
@@ -191,11 +187,7 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
             T *stage = stages + (loading - begin) % STAGES * STAGE;
 #pragma unroll
             for (int i = 0; i < M / LINES; i++) {
-                Corner corner(a, 0);
-                corner.image = image[i];
-                corner.y = top[i];
-                corner.x = left[i];
-                const T *from = gathered(a, x, corner, place);
+                const T *from = gathered(a, x, corners[i], place);
                 copy_async(stage + chunk_at(line + i * LINES, chunk), from ? from : x.first, from != nullptr);
             }
             const int at = loading * DEPTH + chunk * 8;
@@ -265,13 +257,15 @@ template <class T> INLINE void product_plain(const Product &a) {
 
     int begin, end;
     share(a, ceiling(k, PLAIN_DEPTH), begin, end);
+    Corner corners[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) corners[i] = Corner(a, first_row + line + i * LINES);
     Place place(a, channels, begin * PLAIN_DEPTH + depth);
     float next_row[EACH], next_column[EACH];
     auto load = [&](int tile) {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            const Corner corner(a, first_row + line + i * LINES);
-            const T *from = gathered(a, x, corner, place);
+            const T *from = gathered(a, x, corners[i], place);
             next_row[i] = from ? wide(*from) : 0.0f;
             const int n = first_column + line + i * LINES, at = tile * PLAIN_DEPTH + depth;
             next_column[i] = n < a.outputs && at < k ? wide(((const T *)a.weight)[(int64_t)n * k + at]) : 0.0f;
