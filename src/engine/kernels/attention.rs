@@ -185,7 +185,7 @@ kernel! {
             let len = KEYS.min(seen - key);
             for panel in 0..panels {
                 let scaled = scaled.add(panel * d * width);
-                products::<S>(keys.add(key * d), d, len, d, scaled, scores, None);
+                let mut top = products::<S>(keys.add(key * d), d, len, d, scaled, scores, None);
                 if causal {
                     for i in 0..width {
                         // key <= query + lk - lq
@@ -194,8 +194,9 @@ kernel! {
                             *scores.add(j * width + i) = f32::NEG_INFINITY;
                         }
                     }
+                    top = largest_of::<S>(scores, len);
                 }
-                let factors = soften::<S>(scores, len, largest.add(panel * width), totals.add(panel * width));
+                let factors = soften::<S>(scores, len, top, largest.add(panel * width), totals.add(panel * width));
                 products::<S>(values.add(key * d), KEYS, d, len, scores, sums.add(panel * stride), Some(factors));
             }
         }
@@ -210,7 +211,24 @@ kernel! {
     }
 }
 
-/// Turns scores (len, width) into weights 2^(score - largest). Gives the factors that bring what was summed before to the new largest.
+/// Of each column of scores (len, width) the largest.
+///
+/// # Safety
+/// `scores` is valid for len * width numbers; and as for [`Simd`].
+#[inline(always)]
+unsafe fn largest_of<S: Simd>(scores: *const f32, len: usize) -> [S::V; 2] {
+    let mut top = [S::splat(f32::NEG_INFINITY); 2];
+    for j in 0..len {
+        for half in 0..2 {
+            let score = S::load(scores.add((j * 2 + half) * S::LANES));
+            top[half] = S::max(top[half], score);
+        }
+    }
+    top
+}
+
+/// Turns scores (len, width), of which `top` are the largest, into weights 2^(score - largest). Gives the factors that bring what was
+/// summed before to the new largest.
 ///
 /// # Safety
 /// `scores` is valid for len * width numbers, `largest` and `totals` for width; and as for [`Simd`].
@@ -218,6 +236,7 @@ kernel! {
 unsafe fn soften<S: Simd>(
     scores: *mut f32,
     len: usize,
+    top: [S::V; 2],
     largest: *mut f32,
     totals: *mut f32,
 ) -> [S::V; 2] {
@@ -226,17 +245,9 @@ unsafe fn soften<S: Simd>(
         let (column, lanes) = (scores.add(half * S::LANES), half * S::LANES);
         let at = |j: usize| column.add(j * 2 * S::LANES);
         let before = S::load(largest.add(lanes));
-        // two chains hide the latency
-        let mut top = [before; 2];
-        for j in 0..len / 2 {
-            top[0] = S::max(top[0], S::load(at(2 * j)));
-            top[1] = S::max(top[1], S::load(at(2 * j + 1)));
-        }
-        if len % 2 == 1 {
-            top[0] = S::max(top[0], S::load(at(len - 1)));
-        }
-        let now = S::max(top[0], top[1]);
+        let now = S::max(before, top[half]);
         factors[half] = exp2::<S>(S::sub(before, now));
+        // two chains hide the latency
         let mut sum = [
             S::mul(S::load(totals.add(lanes)), factors[half]),
             S::splat(0.0),
@@ -261,7 +272,7 @@ unsafe fn soften<S: Simd>(
 }
 
 /// a (count, len), rows `stride` apart, times a panel w (len, two vectors), to `to` (count, two vectors): instead of what is there, or added to
-/// it times the factors.
+/// it times the factors. Gives the largest of the products in each column.
 ///
 /// # Safety
 /// `a` is valid for `count` rows of `len` numbers `stride` apart, `w` for len * width, `to` for count + MOST_ROWS rows of width; and
@@ -275,25 +286,28 @@ unsafe fn products<S: Simd>(
     w: *const f32,
     to: *mut f32,
     factors: Option<[S::V; 2]>,
-) {
-    let mut i = 0;
+) -> [S::V; 2] {
+    let (mut i, mut top) = (0, [S::splat(f32::NEG_INFINITY); 2]);
     while i < count {
         let left = count - i;
         let (a, to) = (a.add(i * stride), to.add(i * 2 * S::LANES));
+        let tops;
         if S::TILE_ROWS == 12 && left >= 9 {
-            product::<S, 12>(a, stride, left, len, w, to, factors);
+            tops = product::<S, 12>(a, stride, left, len, w, to, factors);
             i += 12;
         } else if left >= 5 {
-            product::<S, 6>(a, stride, left, len, w, to, factors);
+            tops = product::<S, 6>(a, stride, left, len, w, to, factors);
             i += 6;
         } else if left >= 3 {
-            product::<S, 4>(a, stride, left, len, w, to, factors);
+            tops = product::<S, 4>(a, stride, left, len, w, to, factors);
             i += 4;
         } else {
-            product::<S, 2>(a, stride, left, len, w, to, factors);
+            tops = product::<S, 2>(a, stride, left, len, w, to, factors);
             i += 2;
         }
+        top = [S::max(top[0], tops[0]), S::max(top[1], tops[1])];
     }
+    top
 }
 
 /// R rows of [`products`], of which `left` are there; the others repeat the last and land in the room behind.
@@ -309,15 +323,17 @@ unsafe fn product<S: Simd, const R: usize>(
     w: *const f32,
     to: *mut f32,
     factors: Option<[S::V; 2]>,
-) {
+) -> [S::V; 2] {
     let mut rows = [a; R];
     for r in 0..R {
         rows[r] = a.add(r.min(left - 1) * stride);
     }
     let mut acc = [[S::splat(0.0); 2]; R];
     tile::<S, R, 2>(rows, len, w, &mut acc);
+    let mut top = acc[0];
     for r in 0..R {
         for j in 0..2 {
+            top[j] = S::max(top[j], acc[r][j]);
             let at = to.add((r * 2 + j) * S::LANES);
             let v = match factors {
                 Some(factors) => S::fma(S::load(at), factors[j], acc[r][j]),
@@ -326,6 +342,7 @@ unsafe fn product<S: Simd, const R: usize>(
             S::store(at, v);
         }
     }
+    top
 }
 
 /// The definition.

@@ -43,7 +43,10 @@ impl Isa {
                 let avx2 = is_x86_feature_detected!("avx2")
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c");
-                if avx2 && is_x86_feature_detected!("avx512f") {
+                if avx2
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512dq")
+                {
                     found.push(Isa(Set::Avx512));
                 }
                 if avx2 {
@@ -105,6 +108,8 @@ pub trait Simd: Copy {
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     /// x * 2^n for whole n, where the result is a normal number.
     unsafe fn scale_by_power(x: Self::V, n: Self::V) -> Self::V;
+    /// (n, r) with r = x - floor(x), and n that [`Simd::scale_by_power`] takes for floor(x).
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V);
     unsafe fn round(x: Self::V) -> Self::V;
     /// Lane by lane `then` where a < b, else `otherwise`.
     unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V;
@@ -214,6 +219,12 @@ impl Simd for Portable {
         lanes4(|i| f32::from_bits(x[i].to_bits().wrapping_add(((n[i] as i32) << 23) as u32)))
     }
     #[inline(always)]
+    unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+        // whole numbers may come out as n - 1 and 1
+        let n = Self::round(Self::sub(x, Self::splat(0.5)));
+        (n, Self::sub(x, n))
+    }
+    #[inline(always)]
     unsafe fn round(x: Self::V) -> Self::V {
         // 1.5 * 2^23: adding it leaves no bits for the fraction, and SSE2 has no rounding instruction.
         const SHIFT: f32 = 12582912.0;
@@ -310,6 +321,11 @@ mod x86 {
             _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift))
         }
         #[inline(always)]
+        unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+            let n = _mm256_floor_ps(x);
+            (n, _mm256_sub_ps(x, n))
+        }
+        #[inline(always)]
         unsafe fn round(x: Self::V) -> Self::V {
             _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
         }
@@ -394,6 +410,12 @@ mod x86 {
             _mm512_scalef_ps(x, n)
         }
         #[inline(always)]
+        unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
+            // the scaling takes the floor of its power by itself
+            const DOWN: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+            (x, _mm512_reduce_ps::<DOWN>(x))
+        }
+        #[inline(always)]
         unsafe fn round(x: Self::V) -> Self::V {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
         }
@@ -426,7 +448,7 @@ macro_rules! kernel {
             /// # Safety
             /// As for the kernel, and the processor has these.
             #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx512f,avx2,fma,f16c")]
+            #[target_feature(enable = "avx512f,avx512dq,avx2,fma,f16c")]
             unsafe fn avx512($($arg: $ty),*) {
                 body::<$crate::engine::kernels::simd::Avx512>($($arg),*)
             }
@@ -476,25 +498,23 @@ pub unsafe fn exp<S: Simd>(x: S::V) -> S::V {
     S::scale_by_power(y, n)
 }
 
-/// 2^x within about one unit in the last place, for x up to 127; x below -126 counts as -126 (results stay normal numbers).
+/// 2^x within about two units in the last place, for x up to 127; x below -126 counts as -126 (results stay normal numbers).
 ///
-/// x = n + r, |r| <= 1/2; 2^r = 1 + r p(r) by a polynomial of degree 6 (coefficients of Cephes' exp2f).
+/// x = n + r, 0 <= r <= 1; 2^r by the polynomial of degree 5 whose largest relative error on [0, 1], 7.5e-8, is the least
+/// (coefficients by Lawson's iteration, 1961).
 ///
 /// # Safety
 /// As for [`Simd`].
 #[inline(always)]
 pub unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
-    let x = S::max(x, S::splat(-126.0));
-    let n = S::round(x);
-    let r = S::sub(x, n);
-    let mut p = S::splat(1.535_336_2e-4);
+    let (n, r) = S::split(S::max(x, S::splat(-126.0)));
+    let mut p = S::splat(1.877_576_7e-3);
     for c in [
-        1.339_887_4e-3,
-        9.618_437e-3,
-        5.550_332_5e-2,
-        2.402_264_8e-1,
-        std::f32::consts::LN_2,
-        1.0,
+        8.989_34e-3,
+        5.582_631_8e-2,
+        2.401_536_1e-1,
+        6.931_531e-1,
+        0.999_999_94,
     ] {
         p = S::fma(p, r, S::splat(c));
     }
