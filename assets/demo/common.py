@@ -46,15 +46,54 @@ def log(work, text):
         f.write(line + "\n")
 
 
+def orthogonal(g):
+    """(m, n) -> about U V^T of its singular value decomposition, by five Newton-Schulz steps."""
+    x = g / (g.norm() + 1e-7)
+    if len(g) > len(g.T):
+        x = x.T
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (2.0315 * a @ a - 4.775 * a) @ x
+    return x if x.shape == g.shape else x.T
+
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan 2024, with the scale of Liu et al. 2025) for matrices and kernels, Adam for vectors; both with decay of the weights."""
+
+    def __init__(self, parameters, lr, momentum=0.95, betas=(0.9, 0.98), decay=1e-3):
+        super().__init__(parameters, dict(lr=lr, momentum=momentum, betas=betas, decay=decay))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.move(p, self.state[p], **group)
+
+    def move(self, p, state, lr, momentum, betas, decay, **_):
+        g = p.grad
+        if not state:
+            state.update(step=0, m=torch.zeros_like(p), v=torch.zeros_like(p) if p.ndim < 2 else None)
+        state["step"] += 1
+        p.mul_(1 - lr * decay)
+        if p.ndim < 2:
+            (a, b), n = betas, state["step"]
+            state["m"].lerp_(g, 1 - a), state["v"].lerp_(g * g, 1 - b)
+            p.addcdiv_(state["m"] / (1 - a**n), (state["v"] / (1 - b**n)).sqrt_().add_(1e-8), value=-lr)
+        else:
+            state["m"].lerp_(g, 1 - momentum)
+            u = orthogonal(g.lerp(state["m"], momentum).flatten(1))
+            p.add_(u.view(p.shape), alpha=-0.2 * lr * max(u.shape) ** 0.5)
+
+
 def fit(name, module, loss_of, steps, lr, work, average=0.999, warmup=200, cooldown=0.25, every=100, look=None, look_every=1000):
-    """Trains `module` for `steps` steps of AdamW and returns the running average of its weights.
+    """Trains `module` for `steps` steps of Muon and returns the running average of its weights.
 
     `loss_of(module, generator)` draws a batch with the generator, whose seed is the step (and the worker): a run that was stopped and taken up
     again sees what an unbroken one sees. The rate rises over `warmup` steps and falls to zero over the last `cooldown` of all.
     `look(average, step)` is called now and then to save pictures. The state lies in `work/name.pt`.
     """
     path, (rank, count) = work / f"{name}.pt", workers()
-    optimizer = torch.optim.AdamW(module.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
+    optimizer = Muon([p for p in module.parameters() if p.requires_grad], lr)
     ema, start = copy.deepcopy(module).requires_grad_(False), 0
     if path.exists():
         state = torch.load(path, weights_only=True)

@@ -71,7 +71,7 @@ def train(args):
         return (F.binary_cross_entropy_with_logits(seen_heat, heat, reduction="sum") / batch + F.cross_entropy(seen_colours[i, :, a, b], torch.tensor(colours))
                 + F.cross_entropy(seen_place, torch.tensor([PLACES.index(scenes[k].place) for k in pick])))
 
-    return fit("judge", Judge(), loss_of, args.judge_steps, 2e-3, args.work, every=250)
+    return fit("judge", Judge(), loss_of, args.judge_steps, 2e-3, args.work, cooldown=0.6, every=250)
 
 
 def look(judge, pictures):
@@ -172,7 +172,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the judge's weights, its log and scores.json")
     parser.add_argument("--model", type=pathlib.Path, default=HERE / "txt2img")
     parser.add_argument("--captions", type=int, default=CAPTIONS)
-    parser.add_argument("--judge-steps", type=int, default=4000)
+    parser.add_argument("--judge-steps", type=int, default=6000)
     parser.add_argument("--sheet", type=pathlib.Path, help="also write the pictures of the first 16 captions")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

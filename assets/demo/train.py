@@ -21,9 +21,6 @@ if __name__ == "__main__":
         subprocess.run(command, check=True, env=dict(os.environ, OMP_NUM_THREADS="1"))
 
     workers = ("-m", "torch.distributed.run", "--nproc-per-node", str(args.workers))
-    run("txt2img", "train_txt2img.py", "--only", "vae")
-    run("txt2img", "train_txt2img.py", "--only", "text")
-    run("txt2img", "train_txt2img.py", "--only", "decoder")
     run("txt2img", "train_txt2img.py", launch=workers)
     run("ddpm", "train_ddpm.py")
     run("judge", "judge.py", "--sheet", HERE.parent / "gallery/demo.png")

@@ -3,16 +3,16 @@
     python train_txt2img.py --work /tmp/demo-txt2img    # run it again to go on after a stop
 
 In this order: the text tower, which learns to tell from a caption what is in its scene (the place of CLIP's own training); the
-autoencoder; its decoder alone, on latents that are computed once; the UNet, on the same latents, first plainly, then under guidance.
-`--only` stops after a part.
-`--go-on-from` takes a finished checkpoint's text tower and autoencoder as they are, and its UNet goes on learning.
+autoencoder; the UNet, on latents that are computed once, first plainly, then under guidance; the decoder alone, on latents that the
+UNet made.
+`--go-on-from` takes a finished checkpoint's text tower as it is; every other part goes on learning for as many steps as it is given.
 """
 import argparse, pathlib, random, shutil
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel, UniPCMultistepScheduler
 from transformers import CLIPTextModel
 
 import words, world
@@ -52,6 +52,11 @@ def as_rgb(pixels):
 
 # The autoencoder: factor 8, so that the UNet works on 8x8 latents.
 
+def difference(y, x):
+    """How far a picture is from the right one: by pixel, and by the mean colour of 4x4 pixels, which the eye sees first."""
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + F.l1_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))
+
+
 def make_vae():
     torch.manual_seed(1)
     widths = (16, 32, 32, 64)
@@ -59,7 +64,7 @@ def make_vae():
                          down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths))
 
 
-def train_vae(args):
+def train_vae(args, vae):
     drawn, batch = pictures(args), 16
     test = as_pixels(np.stack([world.draw(scene) for scene in scenes(32, seed=2)]))
 
@@ -68,7 +73,7 @@ def train_vae(args):
         latent = vae.encode(x).latent_dist
         z = latent.mean + latent.std * torch.randn(latent.mean.shape, generator=g)
         y = vae.decode(z).sample
-        return F.l1_loss(y, x) + F.mse_loss(y, x) + 3e-4 * latent.kl().mean() / latent.mean[0].numel()
+        return difference(y, x) + 3e-4 * latent.kl().mean() / latent.mean[0].numel()
 
     def look(vae, step):
         with torch.no_grad():
@@ -77,7 +82,7 @@ def train_vae(args):
         log(args.work, f"vae step {step}: {-10 * (F.mse_loss(y, test) / 4).log10():.2f} dB, deviation of the means {latent.mean.std():.3f}, of a latent {latent.std.mean():.3f}")
         world.sheet(as_rgb(test) + as_rgb(y), 16).save(args.work / f"vae-{step:06}.png")
 
-    vae = fit("vae", make_vae().to(memory_format=torch.channels_last), loss_of, args.vae_steps, 2e-3, args.work, look=look, look_every=500)
+    vae = fit("vae", vae.requires_grad_(True).train(), loss_of, args.vae_steps, 1.5e-3, args.work, cooldown=0.7, look=look, look_every=500)
     return vae.requires_grad_(False)
 
 
@@ -107,30 +112,6 @@ def latents(args, vae):
     return torch.load(once(args.work / "latents.pt", make))
 
 
-def train_decoder(args, vae):
-    """The decoder goes on by itself: the UNet's latents stay what they are, and it can be trained beside it."""
-    drawn, z, batch = pictures(args), latents(args, vae), 16
-    z = z / vae.config.scaling_factor
-    vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True)
-    test = as_pixels(np.stack([world.draw(scene) for scene in scenes(32, seed=2)]))
-    with torch.no_grad():
-        test_z = vae.encode(test).latent_dist.mean
-
-    def loss_of(vae, g):
-        pick = torch.randint(len(z), (batch,), generator=g)
-        y, x = vae.decode(z[pick] + 0.1 * torch.randn(z[pick].shape, generator=g)).sample, as_pixels(drawn[pick.numpy()])
-        return F.l1_loss(y, x) + F.mse_loss(y, x)
-
-    def look(vae, step):
-        with torch.no_grad():
-            y = vae.decode(test_z).sample.clamp(-1, 1)
-        log(args.work, f"decoder step {step}: {-10 * (F.mse_loss(y, test) / 4).log10():.2f} dB")
-        world.sheet(as_rgb(test) + as_rgb(y), 16).save(args.work / f"decoder-{step:06}.png")
-
-    vae = fit("decoder", vae, loss_of, args.decoder_steps, 2e-3, args.work, look=look, look_every=500)
-    return vae.requires_grad_(False)
-
-
 # The UNet: v-prediction (Salimans & Ho 2022), the text's tower at rest.
 
 def make_unet():
@@ -150,7 +131,7 @@ def make_pipe(vae, reader, unet, tokenizer):
 class Lesson:
     """What the UNet learns: latents with noise, and the states of their captions."""
 
-    def __init__(self, args, vae, reader, tokenizer, batch=32):
+    def __init__(self, args, vae, reader, tokenizer, batch=64):
         self.x, self.scenes, self.reader, self.tokenizer, self.batch = latents(args, vae), scenes(), reader, tokenizer, batch
         self.schedule = DDPMScheduler(**BETAS)
         self.silent = self.read([""])
@@ -187,8 +168,7 @@ class Lesson:
         return F.mse_loss(torch.lerp(free, given, 3.75), v) + F.mse_loss(free, v)
 
 
-def train_unet(args, vae, reader, tokenizer):
-    lesson = Lesson(args, vae, reader, tokenizer)
+def train_unet(args, lesson, vae, reader, tokenizer):
     watched = [world.FAVOURITE, *(world.caption(scene, random.Random(0)) for scene in scenes(15, seed=2))]
 
     def look(unet, step, name="unet"):
@@ -203,6 +183,53 @@ def train_unet(args, vae, reader, tokenizer):
     unet = fit("unet", unet, lesson.plain, args.unet_steps, args.unet_rate, args.work, average=0.999, cooldown=0, look=look, look_every=500)
     unet.requires_grad_(True).train()
     return fit("guided", unet, lesson.guided, args.guided_steps, args.guided_rate, args.work, average=0.998, cooldown=0.6, look=lambda unet, step: look(unet, step, "guided"), look_every=500)
+
+
+# The decoder once more, on latents that the UNet made: it learns what they stand for, their faults too.
+
+def made(args, lesson, unet, count=8000, batch=100, guidance=7.5, steps=25, start=14):
+    """(n, c, 8, 8) for this worker's n pictures, every so manieth from the first: noise is laid over a picture's latent, and UniPC
+    takes the rest of the way from there. It still shows where each thing is."""
+    rank, of = workers()
+    path, mine = args.work / f"made-{rank}.pt", torch.arange(rank, count, of)
+    if path.exists():
+        return mine, torch.load(path)
+    g, rng, out = torch.Generator().manual_seed(rank), random.Random(rank), []
+    for pick in mine.split(batch):
+        scheduler = UniPCMultistepScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
+        scheduler.set_timesteps(steps), scheduler.set_begin_index(start)
+        x0, text = lesson.x[pick], lesson.read([words.spoken(lesson.scenes[i], rng) for i in pick])
+        text = torch.cat([lesson.silent.expand(text.shape), text])
+        x = scheduler.add_noise(x0, torch.randn(x0.shape, generator=g), scheduler.timesteps[start].expand(len(pick)))
+        for t in scheduler.timesteps[start:]:
+            with torch.no_grad():
+                free, given = unet(torch.cat([x, x]), t, text).sample.chunk(2)
+            x = scheduler.step(torch.lerp(free, given, guidance), t, x).prev_sample
+        out.append(x)
+    torch.save(torch.cat(out), path)
+    return mine, torch.cat(out)
+
+
+def train_decoder(args, lesson, vae, unet):
+    drawn, batch = pictures(args), 16
+    which, guesses = made(args, lesson, unet)
+    vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True), vae.decoder.train()
+    pages = as_pixels(drawn[which[:32].numpy()])
+
+    def loss_of(vae, g):
+        """Half of a batch is latents as the encoder makes them, with a little noise."""
+        far, near = torch.randint(len(which), (batch // 2,), generator=g), torch.randint(len(drawn), (batch // 2,), generator=g)
+        near_z = lesson.x[near] + 0.1 * torch.randn((batch // 2, *lesson.x.shape[1:]), generator=g)
+        z = torch.cat([guesses[far], near_z]) / vae.config.scaling_factor
+        return difference(vae.decode(z.contiguous(memory_format=torch.channels_last)).sample, as_pixels(drawn[torch.cat([which[far], near]).numpy()]))
+
+    def look(vae, step):
+        with torch.no_grad():
+            y = vae.decode(guesses[:32] / vae.config.scaling_factor).sample.clamp(-1, 1)
+        world.sheet(as_rgb(pages) + as_rgb(y), 16).save(args.work / f"decoder-{step:06}.png")
+
+    vae = fit("decoder", vae, loss_of, args.decoder_steps, 7e-4, args.work, cooldown=0.8, look=look, look_every=500)
+    return vae.requires_grad_(False)
 
 
 def started(args, tokenizer):
@@ -223,15 +250,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the state, the log and pictures on the way")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "txt2img")
-    parser.add_argument("--vae-steps", type=int, default=3000)
-    parser.add_argument("--decoder-steps", type=int, default=2500)
+    parser.add_argument("--vae-steps", type=int, default=8000)
+    parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=9000)
     parser.add_argument("--guided-steps", type=int, default=7000)
     parser.add_argument("--unet-rate", type=float, default=1.5e-3)
     parser.add_argument("--guided-rate", type=float, default=1e-3)
-    parser.add_argument("--go-on-from", type=pathlib.Path, help="a finished checkpoint; with --unet-steps 0 its UNet goes on under guidance")
-    parser.add_argument("--only", choices=["vae", "text", "decoder"])
+    parser.add_argument("--go-on-from", type=pathlib.Path, help="a finished checkpoint instead of nothing; the parts that are to stay as they are take 0 steps")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -241,15 +267,13 @@ def main():
     if args.go_on_from:
         reader, vae = started(args, tokenizer)
     else:
-        if args.only == "vae":
-            return train_vae(args)
-        reader = train_text(args, tokenizer)
-        if args.only == "text":
-            return
-        vae = train_decoder(args, center(train_vae(args), pictures(args)))
-        if args.only == "decoder":
-            return
-    unet = train_unet(args, vae, reader, tokenizer)
+        reader, vae = train_text(args, tokenizer), make_vae().to(memory_format=torch.channels_last)
+    if args.vae_steps:
+        vae = center(train_vae(args, vae), pictures(args))
+    lesson = Lesson(args, vae, reader, tokenizer)
+    unet = train_unet(args, lesson, vae, reader, tokenizer)
+    if args.decoder_steps:
+        vae = train_decoder(args, lesson, vae, unet)
     if workers()[0]:
         return
     shutil.rmtree(args.out, ignore_errors=True)
