@@ -6,7 +6,7 @@
 //!
 //! | `Isa` | lanes | tile rows | tried on |
 //! |---|---|---|---|
-//! | `Avx512` | 16 | 12 | Zen 4 |
+//! | `Avx512` (F and DQ) | 16 | 12 | Zen 4 |
 //! | `Avx2` (with FMA, F16C) | 8 | 6 | Zen 3 |
 //! | `Portable` | 4 | 6 | Zen 3; on aarch64 the compiler turns it into NEON (untried) |
 use std::sync::OnceLock;

@@ -4,7 +4,7 @@ use super::attention::{attention_for, attention_naive};
 use super::conv::conv2d_naive;
 use super::linear::linear_naive;
 use super::norm::{group_norm_for, group_norm_naive, layer_norm_for};
-use super::simd::Isa;
+use super::simd::{Isa, exp2, kernel};
 use super::*;
 
 mod edges;
@@ -506,6 +506,41 @@ fn activations_are_exact_to_a_few_units_in_the_last_place() {
                     "{isa:?} {index} at {x}: {error:e}"
                 );
             }
+        }
+    }
+}
+
+kernel! {
+    /// x = 2^x.
+    ///
+    /// # Safety
+    /// x is valid for `len` numbers, whole vectors of every instruction set.
+    fn powers_of_two[S](x: *mut f32, len: usize) {
+        for i in (0..len).step_by(S::LANES) {
+            S::store(x.add(i), exp2::<S>(S::load(x.add(i))));
+        }
+    }
+}
+
+#[test]
+fn powers_of_two_are_exact_to_two_units_in_the_last_place() {
+    let x: Vec<f32> = (-16000..16000)
+        .map(|i| (i as f32 * 0.0079).clamp(-140.0, 126.9))
+        .chain((-126..=126).map(|n| n as f32))
+        .chain([-1e30, f32::NEG_INFINITY, -1e-30])
+        .collect();
+    assert_eq!(x.len() % 16, 0, "whole vectors");
+    for &isa in Isa::available() {
+        let mut y = x.clone();
+        // SAFETY: y is that long, and that is whole vectors.
+        unsafe { powers_of_two(isa, y.as_mut_ptr(), y.len()) };
+        for (x, y) in x.iter().zip(&y) {
+            let expected = f64::from(x.max(-126.0)).exp2();
+            let error = (f64::from(*y) / expected - 1.0).abs();
+            assert!(
+                error <= 2.0 * f64::from(f32::EPSILON),
+                "{isa:?} at {x}: {error:e}"
+            );
         }
     }
 }
