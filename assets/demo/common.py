@@ -49,7 +49,7 @@ def log(work, text):
 def orthogonal(g):
     """(m, n) -> about U V^T of its singular value decomposition, by five Newton-Schulz steps."""
     x = g / (g.norm() + 1e-7)
-    if len(g) > len(g.T):
+    if x.shape[0] > x.shape[1]:
         x = x.T
     for _ in range(5):
         a = x @ x.T
@@ -58,7 +58,10 @@ def orthogonal(g):
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan 2024, with the scale of Liu et al. 2025) for matrices and kernels, Adam for vectors; both with decay of the weights."""
+    """Muon (Jordan 2024, with the scale of Liu et al. 2025) for matrices and kernels, Adam for vectors; both with decay of the weights.
+
+    torch.optim.Muon takes matrices alone, and most of these weights are kernels.
+    """
 
     def __init__(self, parameters, lr, momentum=0.95, betas=(0.9, 0.98), decay=1e-3):
         super().__init__(parameters, dict(lr=lr, momentum=momentum, betas=betas, decay=decay))

@@ -121,10 +121,15 @@ def make_unet():
                                 down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2)
 
 
-def make_pipe(vae, reader, unet, tokenizer):
-    scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1)
+def make_scheduler():
+    # The spacing is PNDM's default; named, it stays when the class is swapped.
+    scheduler = PNDMScheduler(**BETAS, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, timestep_spacing="leading")
     scheduler.register_to_config(clip_sample=False)  # for those who swap it
-    return StableDiffusionPipeline(vae=vae, text_encoder=reader.tower, tokenizer=tokenizer, unet=unet, scheduler=scheduler, safety_checker=None,
+    return scheduler
+
+
+def make_pipe(vae, reader, unet, tokenizer):
+    return StableDiffusionPipeline(vae=vae, text_encoder=reader.tower, tokenizer=tokenizer, unet=unet, scheduler=make_scheduler(), safety_checker=None,
                                    feature_extractor=None, requires_safety_checker=False)
 
 
@@ -168,11 +173,11 @@ class Lesson:
         return F.mse_loss(torch.lerp(free, given, 3.75), v) + F.mse_loss(free, v)
 
 
-def train_unet(args, lesson, vae, reader, tokenizer):
+def train_unet(args, lesson, vae):
     watched = [world.FAVOURITE, *(world.caption(scene, random.Random(0)) for scene in scenes(15, seed=2))]
 
     def look(unet, step, name="unet"):
-        pipe = make_pipe(vae, reader, unet, tokenizer)
+        pipe = make_pipe(vae, lesson.reader, unet, lesson.tokenizer)
         pipe.set_progress_bar_config(disable=True)
         drawn = [pipe(watched, num_inference_steps=20, guidance_scale=g, generator=torch.Generator().manual_seed(0), output_type="np").images for g in (1.0, 3.0, 7.5)]
         world.sheet([(p * 255).round().astype(np.uint8) for p in np.concatenate(drawn)], 16).save(args.work / f"{name}-{step:06}.png")
@@ -196,7 +201,7 @@ def made(args, lesson, unet, count=8000, batch=100, guidance=7.5, steps=25, star
         return mine, torch.load(path)
     g, rng, out = torch.Generator().manual_seed(rank), random.Random(rank), []
     for pick in mine.split(batch):
-        scheduler = UniPCMultistepScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
+        scheduler = UniPCMultistepScheduler.from_config(make_scheduler().config)
         scheduler.set_timesteps(steps), scheduler.set_begin_index(start)
         x0, text = lesson.x[pick], lesson.read([words.spoken(lesson.scenes[i], rng) for i in pick])
         text = torch.cat([lesson.silent.expand(text.shape), text])
@@ -206,8 +211,9 @@ def made(args, lesson, unet, count=8000, batch=100, guidance=7.5, steps=25, star
                 free, given = unet(torch.cat([x, x]), t, text).sample.chunk(2)
             x = scheduler.step(torch.lerp(free, given, guidance), t, x).prev_sample
         out.append(x)
-    torch.save(torch.cat(out), path)
-    return mine, torch.cat(out)
+    out = torch.cat(out)
+    torch.save(out, path)
+    return mine, out
 
 
 def train_decoder(args, lesson, vae, unet):
@@ -271,7 +277,7 @@ def main():
     if args.vae_steps:
         vae = center(train_vae(args, vae), pictures(args))
     lesson = Lesson(args, vae, reader, tokenizer)
-    unet = train_unet(args, lesson, vae, reader, tokenizer)
+    unet = train_unet(args, lesson, vae)
     if args.decoder_steps:
         vae = train_decoder(args, lesson, vae, unet)
     if workers()[0]:

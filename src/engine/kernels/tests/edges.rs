@@ -3,6 +3,7 @@
 //! Results begin as NaN here, and so does working memory wherever debug assertions are on: a number that is not written, or
 //! read before it is, shows. All of it is small, so that slow tools can run it.
 use super::*;
+use crate::engine::kernels::activation::paths;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// `check` for each of the three kinds that weights come in, with the f32 values that the kind holds.
