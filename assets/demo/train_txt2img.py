@@ -6,8 +6,9 @@ In this order: the text tower, which learns to tell from a caption what is in it
 autoencoder; the UNet, on latents that are computed once, first plainly, then under guidance; the decoder alone, on latents that the
 UNet made.
 `--go-on-from` takes a finished checkpoint's text tower as it is; every other part goes on learning for as many steps as it is given.
+With a CUDA card all but the text tower learns there, each step as one graph. It draws other numbers than a CPU.
 """
-import argparse, pathlib, random, shutil
+import argparse, functools, multiprocessing, os, pathlib, random, shutil
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ import words, world
 from common import fit, halve, log, once, size_of, start_workers, workers
 
 HERE = pathlib.Path(__file__).resolve().parent
-PICTURES, LATENT_CHANNELS = 50000, 12
+LATENT_CHANNELS = 12
 BETAS = dict(beta_start=0.00085, beta_end=0.02, beta_schedule="scaled_linear", prediction_type="v_prediction")
 
 
-def scenes(count=PICTURES, seed=1):
+@functools.cache
+def scenes(count, seed=1):
     rng = random.Random(seed)
     return [world.sample_scene(rng) for _ in range(count)]
 
@@ -34,20 +36,34 @@ def held_out(count, seed=9):
     return [world.sample_scene(rng, held_out=True) for _ in range(count)]
 
 
+def on_all_cores(work, items, chunk):
+    """[work(item), ...]; to be called before anything is on a card."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are enough
+    with multiprocessing.get_context("fork").Pool() as pool:
+        return pool.map(work, items, chunk)
+
+
 def pictures(args):
     """(n, 64, 64, 3) bytes, drawn once."""
-    draw = lambda path: np.save(path, np.stack([world.draw(scene) for scene in scenes()]))
-    return np.load(once(args.work / "pictures.npy", draw), mmap_mode="r")
+    draw = lambda path: np.save(path, np.stack(on_all_cores(world.draw, scenes(args.pictures), 250)))
+    return torch.from_numpy(np.load(once(args.work / f"pictures-{args.pictures}.npy", draw), mmap_mode="c"))
+
+
+def captions(args, tokenizer):
+    """Token ids, (n, 8, 24) in 16 bits: eight captions of each scene, spoken once."""
+    write = functools.partial(words.eight, tokenizer)
+    make = lambda path: np.save(path, np.stack(on_all_cores(write, list(enumerate(scenes(args.pictures))), 250)))
+    return torch.from_numpy(np.load(once(args.work / f"captions-{args.pictures}.npy", make)))
 
 
 def as_pixels(rgb):
     """uint8 (b, h, w, 3) -> f32 (b, 3, h, w) in -1..1"""
-    return torch.from_numpy(rgb.copy()).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
+    return rgb.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
 def as_rgb(pixels):
     """f32 (b, 3, h, w) in -1..1 -> a list of uint8 (h, w, 3)"""
-    return list(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy())
+    return list(((pixels / 2 + 0.5).clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy())
 
 
 # The autoencoder: factor 8, so that the UNet works on 8x8 latents.
@@ -64,14 +80,13 @@ def make_vae():
                          down_block_types=("DownEncoderBlock2D",) * len(widths), up_block_types=("UpDecoderBlock2D",) * len(widths))
 
 
-def train_vae(args, vae):
-    drawn, batch = pictures(args), 16
-    test = as_pixels(np.stack([world.draw(scene) for scene in scenes(32, seed=2)]))
+def train_vae(args, vae, drawn):
+    test = as_pixels(torch.from_numpy(np.stack([world.draw(scene) for scene in scenes(32, seed=2)])).to(args.device))
 
     def loss_of(vae, g):
-        x = as_pixels(drawn[torch.randint(len(drawn), (batch,), generator=g).numpy()])
+        x = as_pixels(drawn[torch.randint(len(drawn), (args.picture_batch,), generator=g, device=g.device)])
         latent = vae.encode(x).latent_dist
-        z = latent.mean + latent.std * torch.randn(latent.mean.shape, generator=g)
+        z = latent.mean + latent.std * torch.randn(latent.mean.shape, generator=g, device=g.device)
         y = vae.decode(z).sample
         return difference(y, x) + 3e-4 * latent.kl().mean() / latent.mean[0].numel()
 
@@ -99,17 +114,17 @@ def center(vae, drawn):
     return vae
 
 
-def latents(args, vae):
+def latents(args, vae, drawn):
     """(n, c, 8, 8): what the UNet learns to draw."""
-    drawn = pictures(args)
+    batch = 1000 if args.device.type == "cuda" else 200
 
     def make(path):
         with torch.no_grad():
-            z = [vae.encode(as_pixels(drawn[i : i + 200])).latent_dist.mean for i in range(0, len(drawn), 200)]
+            z = [vae.encode(as_pixels(drawn[i : i + batch])).latent_dist.mean for i in range(0, len(drawn), batch)]
         torch.save(torch.cat(z).contiguous() * vae.config.scaling_factor, path)
         log(args.work, f"scaling factor {vae.config.scaling_factor}")
 
-    return torch.load(once(args.work / "latents.pt", make))
+    return torch.load(once(args.work / f"latents-{args.pictures}.pt", make), map_location=args.device)
 
 
 # The UNet: v-prediction (Salimans & Ho 2022), the text's tower at rest.
@@ -136,29 +151,33 @@ def make_pipe(vae, reader, unet, tokenizer):
 class Lesson:
     """What the UNet learns: latents with noise, and the states of their captions."""
 
-    def __init__(self, args, vae, reader, tokenizer, batch=64):
-        self.x, self.scenes, self.reader, self.tokenizer, self.batch = latents(args, vae), scenes(), reader, tokenizer, batch
-        self.schedule = DDPMScheduler(**BETAS)
-        self.silent = self.read([""])
+    def __init__(self, args, vae, reader, tokenizer, drawn, ids):
+        self.x, self.ids, self.reader, self.tokenizer, self.batch = latents(args, vae, drawn), ids, reader, tokenizer, args.batch
+        kept = DDPMScheduler(**BETAS).alphas_cumprod.to(args.device)[:, None, None, None]
+        self.signal, self.noise = kept**0.5, (1 - kept) ** 0.5
+        self.silent = self.read(words.encode(tokenizer, [""]).to(args.device))
 
-    def read(self, captions):
+    def read(self, ids):
         with torch.no_grad():
-            return self.reader.tower(words.encode(self.tokenizer, captions)).last_hidden_state
+            return self.reader.tower(ids).last_hidden_state
+
+    def told(self, pick, g):
+        """The states of one of each scene's captions."""
+        return self.read(self.ids[pick, torch.randint(self.ids.shape[1], pick.shape, generator=g, device=g.device)].long())
 
     def draw(self, count, g):
-        """x_0, its noise, t, and the text's states."""
-        pick = torch.randint(len(self.x), (count,), generator=g)
-        rng = random.Random(pick.sum().item())
-        text = self.read([words.spoken(self.scenes[i], rng) for i in pick])
-        x0, t = self.x[pick], torch.randint(1000, (count,), generator=g)
-        return x0, torch.randn(x0.shape, generator=g), t, text
+        """Which scenes, t, v, and x_t"""
+        pick = torch.randint(len(self.x), (count,), generator=g, device=g.device)
+        x0, t = self.x[pick], torch.randint(1000, (count,), generator=g, device=g.device)
+        noise, a, b = torch.randn(x0.shape, generator=g, device=g.device), self.signal[t], self.noise[t]
+        return pick, t, a * noise - b * x0, (a * x0 + b * noise).contiguous(memory_format=torch.channels_last)
 
     def plain(self, unet, g):
         """The squared error of v, one caption in ten empty."""
-        x0, noise, t, text = self.draw(self.batch, g)
-        text = torch.where((torch.rand(self.batch, generator=g) < 0.1)[:, None, None], self.silent, text)
-        noisy = self.schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
-        return F.mse_loss(unet(noisy, t, text).sample, self.schedule.get_velocity(x0, noise, t))
+        pick, t, v, noisy = self.draw(self.batch, g)
+        empty = torch.rand(self.batch, generator=g, device=g.device) < 0.1
+        text = torch.where(empty[:, None, None], self.silent, self.told(pick, g))
+        return F.mse_loss(unet(noisy, t, text).sample, v)
 
     def guided(self, unet, g):
         """The squared error of v as guidance makes it: v(x_t) + 3.75 (v(x_t, caption) - v(x_t)), and that of v(x_t), with an empty caption.
@@ -167,8 +186,8 @@ class Lesson:
         patches of other colours. So a caption moves the guess by 1 / 3.75 of the way only, and with 7.5 by twice the way, which serves best.
         """
         half = self.batch // 2
-        x0, noise, t, text = self.draw(half, g)
-        v, noisy = self.schedule.get_velocity(x0, noise, t), self.schedule.add_noise(x0, noise, t).contiguous(memory_format=torch.channels_last)
+        pick, t, v, noisy = self.draw(half, g)
+        text = self.told(pick, g)
         given, free = unet(torch.cat([noisy, noisy]), torch.cat([t, t]), torch.cat([text, self.silent.expand(half, -1, -1)])).sample.chunk(2)
         return F.mse_loss(torch.lerp(free, given, 3.75), v) + F.mse_loss(free, v)
 
@@ -183,7 +202,7 @@ def train_unet(args, lesson, vae):
         world.sheet([(p * 255).round().astype(np.uint8) for p in np.concatenate(drawn)], 16).save(args.work / f"{name}-{step:06}.png")
 
     unet = UNet2DConditionModel.from_pretrained(args.go_on_from, subfolder="unet", torch_dtype=torch.float32).train() if args.go_on_from else make_unet()
-    unet.to(memory_format=torch.channels_last)
+    unet.to(args.device, memory_format=torch.channels_last)
     log(args.work, f"unet: {sum(p.numel() for p in unet.parameters())} parameters, latents deviate by {lesson.x.std():.3f}; watched: {watched}")
     unet = fit("unet", unet, lesson.plain, args.unet_steps, args.unet_rate, args.work, average=0.999, cooldown=0, look=look, look_every=500)
     unet.requires_grad_(True).train()
@@ -192,20 +211,21 @@ def train_unet(args, lesson, vae):
 
 # The decoder once more, on latents that the UNet made: it learns what they stand for, their faults too.
 
-def made(args, lesson, unet, count=8000, batch=100, guidance=7.5, steps=25, start=14):
+def made(args, lesson, unet, count=8000, guidance=7.5, steps=25, start=14):
     """(n, c, 8, 8) for this worker's n pictures, every so manieth from the first: noise is laid over a picture's latent, and UniPC
     takes the rest of the way from there. It still shows where each thing is."""
     rank, of = workers()
-    path, mine = args.work / f"made-{rank}.pt", torch.arange(rank, count, of)
+    path, mine = args.work / f"made-{rank}.pt", torch.arange(rank, min(count, len(lesson.x)), of, device=args.device)
     if path.exists():
-        return mine, torch.load(path)
-    g, rng, out = torch.Generator().manual_seed(rank), random.Random(rank), []
-    for pick in mine.split(batch):
+        return mine, torch.load(path, map_location=args.device)
+    g, out = torch.Generator(args.device).manual_seed(rank), []
+    for pick in mine.split(1000 if args.device.type == "cuda" else 100):
         scheduler = UniPCMultistepScheduler.from_config(make_scheduler().config)
-        scheduler.set_timesteps(steps), scheduler.set_begin_index(start)
-        x0, text = lesson.x[pick], lesson.read([words.spoken(lesson.scenes[i], rng) for i in pick])
+        scheduler.set_timesteps(steps, device=args.device), scheduler.set_begin_index(start)
+        x0 = lesson.x[pick]
+        x = scheduler.add_noise(x0, torch.randn(x0.shape, generator=g, device=g.device), scheduler.timesteps[start].expand(len(pick)))
+        text = lesson.told(pick, g)
         text = torch.cat([lesson.silent.expand(text.shape), text])
-        x = scheduler.add_noise(x0, torch.randn(x0.shape, generator=g), scheduler.timesteps[start].expand(len(pick)))
         for t in scheduler.timesteps[start:]:
             with torch.no_grad():
                 free, given = unet(torch.cat([x, x]), t, text).sample.chunk(2)
@@ -216,18 +236,17 @@ def made(args, lesson, unet, count=8000, batch=100, guidance=7.5, steps=25, star
     return mine, out
 
 
-def train_decoder(args, lesson, vae, unet):
-    drawn, batch = pictures(args), 16
-    which, guesses = made(args, lesson, unet)
+def train_decoder(args, lesson, vae, unet, drawn):
+    which, guesses, half = *made(args, lesson, unet), args.picture_batch // 2
     vae.decoder.requires_grad_(True), vae.post_quant_conv.requires_grad_(True), vae.decoder.train()
-    pages = as_pixels(drawn[which[:32].numpy()])
+    pages = as_pixels(drawn[which[:32]])
 
     def loss_of(vae, g):
         """Half of a batch is latents as the encoder makes them, with a little noise."""
-        far, near = torch.randint(len(which), (batch // 2,), generator=g), torch.randint(len(drawn), (batch // 2,), generator=g)
-        near_z = lesson.x[near] + 0.1 * torch.randn((batch // 2, *lesson.x.shape[1:]), generator=g)
+        far, near = [torch.randint(len(of), (half,), generator=g, device=g.device) for of in (which, drawn)]
+        near_z = lesson.x[near] + 0.1 * torch.randn((half, *lesson.x.shape[1:]), generator=g, device=g.device)
         z = torch.cat([guesses[far], near_z]) / vae.config.scaling_factor
-        return difference(vae.decode(z.contiguous(memory_format=torch.channels_last)).sample, as_pixels(drawn[torch.cat([which[far], near]).numpy()]))
+        return difference(vae.decode(z.contiguous(memory_format=torch.channels_last)).sample, as_pixels(drawn[torch.cat([which[far], near])]))
 
     def look(vae, step):
         with torch.no_grad():
@@ -247,7 +266,7 @@ def started(args, tokenizer):
 
 
 def train_text(args, tokenizer):
-    reader = fit("text", words.Reader(tokenizer), words.reading_loss(tokenizer, scenes()), args.text_steps, 2e-3, args.work)
+    reader = fit("text", words.Reader(tokenizer), words.reading_loss(tokenizer, scenes(args.pictures)), args.text_steps, 2e-3, args.work)
     log(args.work, f"text: every slot right in {words.right(reader, tokenizer, held_out(1000)):.1%} of captions never seen")
     return reader.requires_grad_(False)
 
@@ -256,34 +275,43 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the state, the log and pictures on the way")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "txt2img")
+    parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--pictures", type=int, default=50000)
     parser.add_argument("--vae-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=1500)
+    parser.add_argument("--picture-batch", type=int, default=16, help="pictures in a step of the autoencoder or of its decoder")
     parser.add_argument("--text-steps", type=int, default=2000)
     parser.add_argument("--unet-steps", type=int, default=9000)
     parser.add_argument("--guided-steps", type=int, default=7000)
+    parser.add_argument("--batch", type=int, default=64, help="latents in a step of the UNet; under guidance half of it, each with and without its caption")
     parser.add_argument("--unet-rate", type=float, default=1.5e-3)
     parser.add_argument("--guided-rate", type=float, default=1e-3)
     parser.add_argument("--go-on-from", type=pathlib.Path, help="a finished checkpoint instead of nothing; the parts that are to stay as they are take 0 steps")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = True
     args.work.mkdir(parents=True, exist_ok=True)
     start_workers()
     tokenizer = words.make_tokenizer(args.work / f"tokenizer-{workers()[0]}")
+    ids, drawn = [t.to(args.device) for t in (captions(args, tokenizer), pictures(args))]
     if args.go_on_from:
         reader, vae = started(args, tokenizer)
     else:
         reader, vae = train_text(args, tokenizer), make_vae().to(memory_format=torch.channels_last)
+    reader, vae = reader.to(args.device), vae.to(args.device)
     if args.vae_steps:
-        vae = center(train_vae(args, vae), pictures(args))
-    lesson = Lesson(args, vae, reader, tokenizer)
+        vae = center(train_vae(args, vae, drawn), drawn)
+    lesson = Lesson(args, vae, reader, tokenizer, drawn, ids)
     unet = train_unet(args, lesson, vae)
     if args.decoder_steps:
-        vae = train_decoder(args, lesson, vae, unet)
+        vae = train_decoder(args, lesson, vae, unet, drawn)
     if workers()[0]:
         return
     shutil.rmtree(args.out, ignore_errors=True)
-    make_pipe(vae, reader, unet, tokenizer).to(memory_format=torch.contiguous_format).save_pretrained(args.out)
+    make_pipe(vae, reader, unet, tokenizer).to("cpu").save_pretrained(args.out)
     halve(args.out)
     log(args.work, f"{size_of(args.out)} bytes in {args.out.name}")
 

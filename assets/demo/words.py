@@ -57,9 +57,9 @@ def make_tokenizer(folder):
     return tokenizer
 
 
-def encode(tokenizer, texts):
-    """Token ids, (n, 24)."""
-    return tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+def encode(tokenizer, texts, kind="pt"):
+    """Token ids, (n, 24), as a tensor or (`np`) an array."""
+    return tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True, return_tensors=kind).input_ids
 
 
 def spoken(scene, rng):
@@ -69,6 +69,13 @@ def spoken(scene, rng):
         stranger = "".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(2, 7)))
         text = rng.choice([f"{stranger} {text}", f"{stranger}, {text}", f"{text} {stranger}", f"{text}, {stranger}"])
     return text
+
+
+def eight(tokenizer, numbered):
+    """Token ids of eight captions of a scene, (8, 24) in 16 bits; its number is the seed."""
+    number, scene = numbered
+    rng = random.Random(number)
+    return encode(tokenizer, [spoken(scene, rng) for _ in range(8)], "np").astype("int16")
 
 
 def slots(scene):

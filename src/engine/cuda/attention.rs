@@ -1,5 +1,5 @@
 //! Attention on the card: `kernels/attention.cu`.
-use super::{Args, Launch, Work, aligned, blocks, card, check, int, name};
+use super::{Args, Card, Launch, Work, aligned, blocks, card, check, int, name};
 use candle_core::{DType, Result, Tensor};
 
 /// The widest head that a kernel takes.
@@ -29,25 +29,87 @@ unsafe impl Args for Attention {
     }
 }
 
+/// A kernel of the tensor cores.
+struct Tensor16 {
+    name: &'static str,
+    /// The widest head; a narrower one is filled up with zeros.
+    width: usize,
+    /// Of a block.
+    queries: usize,
+    threads: u32,
+    shared_bytes: usize,
+}
+
+const fn tiled(name: &'static str, width: usize, queries: usize) -> Tensor16 {
+    Tensor16 {
+        name,
+        width,
+        queries,
+        threads: 128,
+        // Two tiles of 64 keys and two of values, their rows 16 bytes longer.
+        shared_bytes: 4 * 64 * (width + 8) * 2,
+    }
+}
+
+const TENSOR: [Tensor16; 6] = [
+    tiled("48", 48, 128),
+    tiled("64", 64, 128),
+    tiled("80", 80, 64),
+    tiled("128", 128, 64),
+    tiled("160", 160, 64),
+    Tensor16 {
+        name: "512",
+        width: 512,
+        queries: 64,
+        threads: 256,
+        // 64 queries, 32 keys and values; weights, scores and a number for each query.
+        shared_bytes: (64 + 2 * 32) * (512 + 8) * 2 + 64 * 40 * 2 + 64 * 36 * 4 + 64 * 4,
+    },
+];
+
+/// By groups of warps.
+const fn groups(name: &'static str, width: usize) -> Tensor16 {
+    Tensor16 {
+        name,
+        width,
+        queries: 128,
+        threads: 256,
+        // 128 queries, and three tiles of 64 keys and of 64 values.
+        shared_bytes: (128 + 3 * 2 * 64) * 64 * 2,
+    }
+}
+
+const GROUPS: [Tensor16; 2] = [groups("groups_48", 48), groups("groups_64", 64)];
+
 /// The kernel for `images` sequences; `aligned` says that every head of every row may be read 16 bytes at once.
 pub fn plan(
     dtype: DType,
     images: usize,
     args: Attention,
     aligned: bool,
+    card: Card,
 ) -> Result<Work<Attention>> {
     let d = args.d as usize;
-    let sixteen = matches!(dtype, DType::F16 | DType::BF16);
-    // The heads that the tensor cores' kernel is made for; a narrower one is filled up with zeros.
-    let tensor = [48, 64, 80, 128, 160].into_iter().find(|&width| width >= d);
+    let tensor = match dtype {
+        DType::F16 | DType::BF16 if aligned => {
+            let groups = if card.groups { &GROUPS[..] } else { &[] };
+            let mut kernels = groups.iter().chain(&TENSOR);
+            kernels.find(|kernel| kernel.width >= d)
+        }
+        _ => None,
+    };
     let (kind, queries, threads, shared_bytes) = match tensor {
-        // Two tiles of keys and two of values, their rows 16 bytes longer.
-        Some(width) if sixteen && aligned => (width.to_string(), 64, 128, 4 * 64 * (width + 8) * 2),
+        Some(kernel) if kernel.shared_bytes <= card.shared_bytes as usize => (
+            kernel.name,
+            kernel.queries,
+            kernel.threads,
+            kernel.shared_bytes,
+        ),
         _ if d > WIDEST_HEAD => candle_core::bail!("no kernel for attention heads of {d}"),
         // 16 queries and 32 keys, their rows one number longer, and their scores.
         _ => {
-            let kind = if d <= 160 { "plain" } else { "wide" };
-            (kind.to_owned(), 16, 256, (48 * (d + 1) + 16 * 32) * 4)
+            let kind = if d <= 160 { "plain" } else { "plain_wide" };
+            (kind, 16, 256, (48 * (d + 1) + 16 * 32) * 4)
         }
     };
     let launch = Launch {
@@ -84,6 +146,6 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         ..Attention::default()
     };
     let aligned = [q, k, v].iter().all(|x| aligned(x, d));
-    let work = plan(q.dtype(), b, args, aligned)?;
+    let work = plan(q.dtype(), b, args, aligned, card::card(q.device())?)?;
     card::run(work, &[Some(q), Some(k), Some(v)], q.shape().clone())
 }

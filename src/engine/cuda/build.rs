@@ -4,8 +4,12 @@ use std::env;
 use std::path::Path;
 use std::process::Command;
 
-/// PTX for this is compiled by the driver for any card from Ampere on, once a machine.
-const OLDEST: &str = "-gencode=arch=compute_80,code=compute_80";
+/// PTX for Ampere is compiled by the driver for any card from then on, once a machine. Hopper's products of groups of warps are no part of
+/// it and have machine code of their own.
+const ALWAYS: [&str; 2] = [
+    "-gencode=arch=compute_80,code=compute_80",
+    "-gencode=arch=compute_90a,code=sm_90a",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=src/engine/cuda/build.rs");
@@ -19,11 +23,13 @@ fn main() {
     let nvcc = env::var("NVCC").unwrap_or_else(|_| "nvcc".into());
     let out = Path::new(&env::var_os("OUT_DIR").expect("cargo sets it")).join("kernels.fatbin");
     let mut command = Command::new(&nvcc);
-    command.args(["-std=c++17", "-O3", "-fatbin", OLDEST]);
+    command.args(["-std=c++17", "-O3", "-fatbin"]).args(ALWAYS);
     // The card that candle's kernels are compiled for too: nothing is left to its driver.
     if let Ok(cap) = env::var("CUDA_COMPUTE_CAP") {
         let cap = cap.replace('.', "");
-        command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));
+        if cap != "90" {
+            command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));
+        }
     }
     command
         .arg("src/engine/cuda/kernels/all.cu")

@@ -23,7 +23,8 @@ const SHARED_BYTES: u32 = 48 << 10;
 struct Loaded {
     card: Card,
     module: Arc<CudaModule>,
-    functions: HashMap<String, CudaFunction>,
+    /// By name, with the shared memory that each may have.
+    functions: HashMap<String, (CudaFunction, u32)>,
 }
 
 /// By the card's number.
@@ -41,10 +42,15 @@ fn with<T>(device: &CudaDevice, f: impl FnOnce(&mut Loaded) -> Result<T>) -> Res
 
 impl Loaded {
     fn new(context: &Arc<CudaContext>) -> Result<Self> {
+        use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as SHARED;
         use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as MULTIPROCESSORS;
-        let multiprocessors = context.attribute(MULTIPROCESSORS).w()? as u32;
+        let card = Card {
+            multiprocessors: context.attribute(MULTIPROCESSORS).w()? as u32,
+            shared_bytes: context.attribute(SHARED).w()? as u32,
+            groups: context.compute_capability().w()? == (9, 0),
+        };
         Ok(Self {
-            card: Card { multiprocessors },
+            card,
             module: context
                 .load_module(Ptx::from_binary(KERNELS.to_vec()))
                 .w()?,
@@ -53,16 +59,18 @@ impl Loaded {
     }
 
     fn function(&mut self, name: &str, shared_bytes: u32) -> Result<CudaFunction> {
-        if let Some(function) = self.functions.get(name) {
-            return Ok(function.clone());
-        }
-        let function = self.module.load_function(name).w()?;
-        if shared_bytes > SHARED_BYTES {
+        let (function, allowed) = match self.functions.entry(name.to_owned()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert((self.module.load_function(name).w()?, SHARED_BYTES))
+            }
+        };
+        if shared_bytes > *allowed {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
             function.set_attribute(LIMIT, shared_bytes as i32).w()?;
+            *allowed = shared_bytes;
         }
-        self.functions.insert(name.to_owned(), function.clone());
-        Ok(function)
+        Ok(function.clone())
     }
 }
 

@@ -63,7 +63,11 @@ pub fn serves(device: &Device) -> bool {
 
 /// So small that most shapes are more than it can do at once, and some are less.
 pub fn card(_device: &Device) -> Result<Card> {
-    Ok(Card { multiprocessors: 6 })
+    Ok(Card {
+        multiprocessors: 6,
+        shared_bytes: 227 << 10,
+        groups: true,
+    })
 }
 
 /// Runs the kernels of `work`.

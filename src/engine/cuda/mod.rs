@@ -3,6 +3,7 @@
 //! - [`product`]: convolutions and linear layers, with everything that follows the sum in the same kernel
 //! - [`attention`]: softmax(Q K^T) V without the scores in memory
 //! - [`norm`]: group norm with SiLU, layer norm
+//! - [`activation`]: the other functions of every element
 //! - `card`: the one file that talks to the driver: it loads the kernels and starts them on tensors. Tests have a card that is none,
 //!   `emulated_card`, which runs the kernels' own source on a processor
 //! - [`graph`]: a call of a network, recorded once and then started as a whole
@@ -14,6 +15,7 @@
 // Without the feature, plans are checked by the compiler and read by nobody.
 #![cfg_attr(not(any(feature = "cuda", test)), allow(dead_code))]
 
+pub mod activation;
 pub mod attention;
 #[cfg(all(feature = "cuda", not(test)))]
 mod card;
@@ -47,6 +49,10 @@ pub use card::serves;
 pub struct Card {
     /// Streaming multiprocessors, each of which runs blocks on its own.
     pub multiprocessors: u32,
+    /// That a block may have.
+    pub shared_bytes: u32,
+    /// Whether its tensor cores take products of groups of warps (Hopper).
+    pub groups: bool,
 }
 
 /// What one layer asks of the card: kernels, one after another.

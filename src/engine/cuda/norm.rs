@@ -4,7 +4,9 @@ use candle_core::{DType, Result, Shape, Tensor};
 
 const THREADS: usize = 256;
 /// Most chunks of the pixels of an image: every block of the second kernel reads the sums of all.
-const CHUNKS: usize = 64;
+const CHUNKS: usize = 128;
+/// Pixels that are worth a thread of the second kernel.
+const PIXELS: usize = 4;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,8 +53,9 @@ pub fn plan_group(
         ..args
     };
     let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u32;
-    let each = 4 * THREADS;
-    let spread = blocks(pixels * (channels / vector), each)?.min(8 * card.multiprocessors);
+    // A thread for each vector of a pixel, and for so many pixels at once as there are threads.
+    let rows = THREADS / (channels / vector).clamp(1, THREADS);
+    let spread = blocks(pixels, PIXELS * rows)?.min(8 * card.multiprocessors);
     let images = blocks(images, 1)?;
     let dtype = name(dtype)?;
     Ok(Work {
@@ -69,7 +72,7 @@ pub fn plan_group(
                 kernel: format!("group_apply_{dtype}_{vector}"),
                 grid: [spread, images, 1],
                 threads: THREADS as u32,
-                shared_bytes: bytes(2 * channels + 2 * groups),
+                shared_bytes: bytes(2 * groups),
                 args,
             },
         ],

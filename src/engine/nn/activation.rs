@@ -1,5 +1,6 @@
 //! The element-wise functions that checkpoints name.
 use super::{Map, own_kernels_for, values};
+use crate::engine::cuda::{self, activation::Function};
 use crate::engine::kernels;
 
 use candle_core::{Result, Tensor};
@@ -32,6 +33,9 @@ impl Activation {
             kernel(&mut y);
             return Tensor::from_vec(y, x.shape(), x.device());
         }
+        if cuda::serves(x.device()) {
+            return cuda::activation::activation(&x.contiguous()?, self.function());
+        }
         match self {
             Self::Silu => x.silu(),
             Self::Mish => x * (x.exp()? + 1.0)?.log()?.tanh()?,
@@ -44,6 +48,17 @@ impl Activation {
 
     pub fn of_map(self, x: &Map) -> Result<Map> {
         Ok(Map::from_nhwc(self.of(&x.nhwc()?)?))
+    }
+
+    fn function(self) -> Function {
+        match self {
+            Self::Silu => Function::Silu,
+            Self::Mish => Function::Mish,
+            Self::Gelu => Function::Gelu,
+            Self::GeluNew => Function::GeluTanh,
+            Self::QuickGelu => Function::QuickGelu,
+            Self::Relu => Function::Relu,
+        }
     }
 
     fn kernel(self) -> Option<fn(&mut [f32])> {

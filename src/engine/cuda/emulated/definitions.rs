@@ -1,11 +1,21 @@
 //! Every kernel against its definition in `engine::kernels`, in every dtype, on awkward sizes.
 use super::{Buffer, DTYPES, assert_close, card, mapped, values};
+use crate::engine::cuda::activation::{self, Function};
 use crate::engine::cuda::{Args, Card, Work, attention, norm, product};
 use crate::engine::kernels as cpu;
 use candle_core::DType;
 
-/// So few that small shapes are split and large ones are not.
-const CARD: Card = Card { multiprocessors: 6 };
+/// So few multiprocessors that small shapes are split and large ones are not.
+const CARD: Card = Card {
+    multiprocessors: 6,
+    shared_bytes: 99 << 10,
+    groups: false,
+};
+const HOPPER: Card = Card {
+    shared_bytes: 227 << 10,
+    groups: true,
+    ..CARD
+};
 
 /// Runs the kernels of `work`; gives the result of `numbers` numbers.
 fn run<A: Args>(
@@ -150,6 +160,9 @@ fn attentions_are_their_definition() {
             (1, 1, 9, 40, 512, false),
             (1, 2, 21, 21, 13, true),
             (1, 1, 18, 35, 200, false),
+            (2, 2, 70, 70, 256, true),
+            (1, 1, 130, 96, 512, false),
+            (1, 2, 200, 200, 40, true),
         ] {
             let shape = cpu::AttentionShape {
                 b,
@@ -177,8 +190,8 @@ fn attentions_are_their_definition() {
                 causal: causal.into(),
                 ..Default::default()
             };
-            for aligned in [false, true].into_iter().take(1 + usize::from(d % 8 == 0)) {
-                let work = attention::plan(dtype, b, args, aligned).unwrap();
+            for (aligned, card) in [(false, CARD), (d % 8 == 0, CARD), (d % 8 == 0, HOPPER)] {
+                let work = attention::plan(dtype, b, args, aligned, card).unwrap();
                 let kernel = work.launches[0].kernel.clone();
                 let got = run(work, dtype, &[Some(&q), Some(&k), Some(&v)], want.len());
                 assert_close(&got, &want, dtype, 4.0, &format!("{kernel} {shape:?}"));
@@ -221,8 +234,19 @@ impl Case {
         }
     }
 
-    /// Compares, with everything that may follow the sum, with kernels for `card`.
+    /// Compares, with everything that may follow the sum, what is planned for `card`.
     fn check(&self, dtype: DType, card: Card) {
+        self.check_plans(dtype, |args, aligned| {
+            vec![product::plan(dtype, args, aligned, card).unwrap()]
+        });
+    }
+
+    /// Compares all that is planned, where channels may be read by eights and where they may not.
+    fn check_plans(
+        &self,
+        dtype: DType,
+        plans: impl Fn(product::Product, bool) -> Vec<Work<product::Product>>,
+    ) {
         let (channels, outputs) = (self.parts[0] + self.parts[1], self.outputs);
         let (h, w) = self.size;
         let (eh, ew) = self.enlarged.unwrap_or(self.size);
@@ -293,23 +317,30 @@ impl Case {
             ..Default::default()
         };
         let whole = self.parts.iter().all(|c| c % 8 == 0);
-        for aligned in [false, true].into_iter().take(1 + usize::from(whole)) {
-            let work = product::plan(dtype, args, aligned, card).unwrap();
-            let what = format!(
-                "{} of {} parts, {:?}",
-                work.launches[0].kernel, work.launches[0].args.splits, args
-            );
-            let rest = (self.parts[1] > 0).then_some(&rest[..]);
-            let inputs = [
-                Some(&first[..]),
-                rest,
-                Some(&weight),
-                Some(&bias),
-                Some(&shift),
-                Some(&residual),
-            ];
-            let got = run(work, dtype, &inputs, count);
-            assert_close(&got, &want, dtype, 2.0, &what);
+        let together = outputs.is_multiple_of(8);
+        let ways = [(false, false), (whole, false), (whole, together)];
+        for (aligned, together) in ways {
+            let args = product::Product {
+                together: together.into(),
+                ..args
+            };
+            for work in plans(args, aligned) {
+                let what = format!(
+                    "{} of {} parts, {:?}",
+                    work.launches[0].kernel, work.launches[0].args.splits, args
+                );
+                let rest = (self.parts[1] > 0).then_some(&rest[..]);
+                let inputs = [
+                    Some(&first[..]),
+                    rest,
+                    Some(&weight),
+                    Some(&bias),
+                    Some(&shift),
+                    Some(&residual),
+                ];
+                let got = run(work, dtype, &inputs, count);
+                assert_close(&got, &want, dtype, 2.0, &what);
+            }
         }
     }
 }
@@ -326,6 +357,7 @@ fn convolutions_are_their_definition() {
             Case::same(2, (3, 3), [5, 2], 7, 3),
             Case::same(1, (1, 1), [64, 0], 3, 3),
             Case::same(1, (6, 6), [32, 0], 70, 5),
+            Case::same(1, (13, 11), [72, 64], 168, 3),
             Case {
                 stride: 2,
                 ..Case::same(2, (8, 9), [24, 0], 24, 3)
@@ -344,7 +376,9 @@ fn convolutions_are_their_definition() {
                 ..Case::same(1, odd, [8, 0], 8, 3)
             },
         ] {
-            case.check(dtype, CARD);
+            for card in [CARD, HOPPER] {
+                case.check(dtype, card);
+            }
         }
     }
 }
@@ -352,34 +386,53 @@ fn convolutions_are_their_definition() {
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn every_tile_of_a_product_is_its_definition() {
-    for dtype in [DType::F16, DType::BF16] {
-        // One multiprocessor takes the widest tile, many the narrowest and parts of k.
-        for (multiprocessors, kernel) in
-            [(1, "128x128"), (8, "128x64"), (12, "64x64"), (200, "64x64")]
-        {
-            let card = Card { multiprocessors };
-            let case = Case::same(1, (15, 19), [72, 24], 130, 3);
-            let args = product::Product {
-                first_channels: 96,
-                images: 1,
-                out_height: 15,
-                out_width: 19,
-                outputs: 130,
-                kernel: 3,
-                ..Default::default()
-            };
-            let work = product::plan(dtype, args, true, card).unwrap();
-            assert!(
-                work.launches[0].kernel.ends_with(kernel),
-                "{} for {multiprocessors}",
-                work.launches[0].kernel
-            );
-            assert_eq!(
-                work.launches.len(),
-                if multiprocessors == 200 { 2 } else { 1 }
-            );
-            case.check(dtype, card);
+    for dtype in DTYPES {
+        for card in [CARD, HOPPER] {
+            // More than one tile of every kind, none of them full.
+            let case = Case::same(1, (15, 19), [40, 24], 264, 3);
+            case.check_plans(dtype, |args, aligned| {
+                let tiles = product::tiles(dtype, aligned, card).into_iter();
+                tiles
+                    .flat_map(|tile| {
+                        [1, 3].map(|splits| product::work(dtype, args, tile, splits).unwrap())
+                    })
+                    .collect()
+            });
         }
+    }
+}
+
+#[test]
+fn wide_tiles_are_for_large_products_and_parts_for_few_tiles() {
+    let planned = |rows: i32, channels, outputs, kernel, card| {
+        let args = product::Product {
+            first_channels: channels,
+            images: 1,
+            out_height: 1,
+            out_width: rows,
+            outputs,
+            kernel,
+            ..Default::default()
+        };
+        let work = product::plan(DType::F16, args, true, card).unwrap();
+        (work.launches[0].kernel.clone(), work.launches.len())
+    };
+    let large = |groups| Card {
+        multiprocessors: 132,
+        groups,
+        ..HOPPER
+    };
+    // Of Stable Diffusion 1.5: maps of 64x64 fill a card by themselves, those of 8x8 in parts; the last is the timestep's.
+    for (sizes, kernel, launches) in [
+        ((8192, 320, 320, 3), "product_f16_groups_128x160", 1),
+        ((128, 1280, 1280, 3), "product_f16_groups_128x128", 2),
+        ((2, 320, 1280, 1), "product_f16_64x64", 1),
+    ] {
+        let (rows, channels, outputs, taps) = sizes;
+        let got = planned(rows, channels, outputs, taps, large(true));
+        assert_eq!(got, (kernel.to_owned(), launches), "{sizes:?}");
+        let (without, _) = planned(rows, channels, outputs, taps, large(false));
+        assert!(!without.contains("groups"), "{without}");
     }
 }
 
@@ -387,7 +440,7 @@ fn every_tile_of_a_product_is_its_definition() {
 #[ignore = "needs a C++ compiler"]
 fn a_gated_product_is_its_definition() {
     for dtype in DTYPES {
-        for (rows, inputs, outputs) in [(5, 16, 12), (70, 40, 66), (1, 9, 2)] {
+        for (rows, inputs, outputs) in [(5, 16, 12), (70, 40, 66), (1, 9, 2), (70, 40, 176)] {
             let x = values(dtype, 15, rows * inputs);
             let (weight, bias) = (
                 values(dtype, 16, outputs * inputs),
@@ -417,12 +470,49 @@ fn a_gated_product_is_its_definition() {
                 stride: 1,
                 scale: 1.0,
                 geglu: 1,
+                together: (outputs % 8 == 0).into(),
                 ..Default::default()
             };
-            let work = product::plan(dtype, args, inputs % 8 == 0, CARD).unwrap();
-            let inputs = [Some(&x[..]), None, Some(&weight), Some(&bias), None, None];
-            let got = run(work, dtype, &inputs, want.len());
-            assert_close(&got, &want, dtype, 2.0, &format!("{rows} rows"));
+            let given = [Some(&x[..]), None, Some(&weight), Some(&bias), None, None];
+            for card in [CARD, HOPPER] {
+                let work = product::plan(dtype, args, inputs % 8 == 0, card).unwrap();
+                let got = run(work, dtype, &given, want.len());
+                assert_close(&got, &want, dtype, 2.0, &format!("{rows} rows"));
+            }
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
+fn activations_are_their_definition() {
+    type Definition = fn(f64) -> f64;
+    // erf by its integral.
+    fn phi(x: f64) -> f64 {
+        let steps = 20_000;
+        let width = x / steps as f64;
+        let at = |i: usize| (-(i as f64 * width).powi(2) / 2.0).exp();
+        let middle: f64 = (1..steps).map(at).sum();
+        0.5 + width * (0.5 * at(0) + middle + 0.5 * at(steps)) / std::f64::consts::TAU.sqrt()
+    }
+    let cases: [(Function, Definition); 6] = [
+        (Function::Silu, |x| x / (1.0 + (-x).exp())),
+        (Function::Mish, |x| x * x.exp().ln_1p().tanh()),
+        (Function::Gelu, |x| x * phi(x)),
+        (Function::GeluTanh, |x| {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            x * (1.0 + u.tanh()) / 2.0
+        }),
+        (Function::QuickGelu, |x| x / (1.0 + (-1.702 * x).exp())),
+        (Function::Relu, |x| x.max(0.0)),
+    ];
+    for dtype in DTYPES {
+        let x = mapped(dtype, 20, 301, |x| 30.0 * x.powi(3));
+        for (function, definition) in cases {
+            let want: Vec<f32> = x.iter().map(|&x| definition(x.into()) as f32).collect();
+            let work = activation::plan(dtype, x.len(), function).unwrap();
+            let got = run(work, dtype, &[Some(&x)], x.len());
+            assert_close(&got, &want, dtype, 1.0, &format!("{function:?}"));
         }
     }
 }

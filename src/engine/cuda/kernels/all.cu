@@ -1,4 +1,5 @@
 // Every kernel, as one source for the compiler.
+#include "activation.cu"
 #include "attention.cu"
 #include "norm.cu"
 #include "product.cu"

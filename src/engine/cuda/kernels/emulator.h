@@ -5,6 +5,7 @@
 // at the wait and not before, so that a missing wait shows. Shared memory begins as NaN.
 // Not seen: races between threads that both orders of taking turns happen to win; speed.
 #pragma once
+#include <functional>
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -73,6 +74,14 @@ struct Copy {
     const void *from; // null: zeros
 };
 
+// A product of a group of warps, of which a lane makes its own numbers.
+struct Product {
+    float *to;                // (N / 8, 4)
+    bool add;
+    std::vector<float> begun; // what it was when it was asked for
+    std::function<std::vector<float>()> now;
+};
+
 struct Fiber {
     ucontext_t begin;  // the first turn comes with a stack of its own,
     jmp_buf go_on;     // every other is a jump, which asks nothing of the system
@@ -80,6 +89,9 @@ struct Fiber {
     bool started = false, done = false;
     std::vector<std::vector<Copy>> groups; // those on their way, oldest first
     std::vector<Copy> open;
+    std::vector<void *> arrived; // copies that a group of warps does not see yet
+    std::vector<std::vector<Product>> batches;
+    std::vector<Product> open_batch;
 };
 
 struct Warp {
@@ -94,7 +106,7 @@ inline Dim3 grid, block_index, thread_index;
 inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
-inline unsigned char *shared;
+inline unsigned char *shared, *seen; // the second as groups of warps see it
 inline int self, waiting, threads;
 inline unsigned generation;
 inline long moves; // a round without any is a deadlock
@@ -153,8 +165,9 @@ inline Warp &warp() { return warps[self / 32]; }
 
 // Runs one block after another. False if threads wait for each other without end.
 inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 b, size_t shared_bytes) {
-    std::vector<uint32_t> memory(shared_bytes / 4 + 8);
-    shared = (unsigned char *)(((uintptr_t)memory.data() + 15) & ~(uintptr_t)15);
+    std::vector<uint32_t> memory(shared_bytes / 4 + 256), seen_memory(memory.size());
+    shared = (unsigned char *)(((uintptr_t)memory.data() + 1023) & ~(uintptr_t)1023);
+    seen = (unsigned char *)seen_memory.data();
     grid = g, entry = kernel, arguments = args, threads = b.x;
     fibers.resize(threads);
     for (unsigned z = 0; z < g.z; z++)
@@ -162,11 +175,13 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
             for (unsigned x = 0; x < g.x; x++) {
                 block_index = {x, y, z};
                 memset(memory.data(), 0xff, memory.size() * 4);
+                memset(seen_memory.data(), 0xff, memory.size() * 4);
                 waiting = 0, warps.assign((threads + 31) / 32, Warp());
                 for (Fiber &fiber : fibers) {
                     fiber.stack.resize(1 << 16);
                     fiber.started = fiber.done = false;
-                    fiber.groups.clear(), fiber.open.clear();
+                    fiber.groups.clear(), fiber.open.clear(), fiber.arrived.clear();
+                    fiber.batches.clear(), fiber.open_batch.clear();
                     getcontext(&fiber.begin);
                     fiber.begin.uc_stack.ss_sp = fiber.stack.data();
                     fiber.begin.uc_stack.ss_size = fiber.stack.size();
@@ -196,7 +211,9 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
 #define threadIdx emulator::thread_index
 #define SHARED_BYTES(name) unsigned char *name = emulator::shared
 
+inline float power_of_two(float x) { return x < -126 ? 0 : exp2f(x); }
 inline void sync_block() { emulator::barrier(); }
+inline void sync_warp() { emulator::meet(emulator::warp()); }
 
 inline float shuffle_xor(float x, int mask) {
     emulator::Warp &warp = emulator::warp();
@@ -215,9 +232,11 @@ inline void copy_commit() {
 template <int N> void copy_wait() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
     while (fiber.groups.size() > (size_t)N) {
-        for (const emulator::Copy &copy : fiber.groups.front())
+        for (const emulator::Copy &copy : fiber.groups.front()) {
             if (copy.from) memcpy(copy.to, copy.from, 16);
             else memset(copy.to, 0, 16);
+            fiber.arrived.push_back(copy.to);
+        }
         fiber.groups.erase(fiber.groups.begin());
     }
 }
@@ -242,6 +261,98 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void *row) {
         const uint16_t *first = (const uint16_t *)warp.rows[parity][8 * i + lane % 4 * 2];
         const uint16_t *second = (const uint16_t *)warp.rows[parity][8 * i + lane % 4 * 2 + 1];
         r[i] = first[lane / 4] | (uint32_t)second[lane / 4] << 16;
+    }
+}
+
+#define GROUPS
+inline void group_sees_copies() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    for (void *place : fiber.arrived) memcpy(emulator::seen + ((unsigned char *)place - emulator::shared), place, 16);
+    fiber.arrived.clear();
+}
+inline void group_begin() {}
+inline uint64_t group_matrix(const void *rows, int step) {
+    const uint64_t address = (const unsigned char *)rows - emulator::shared;
+    return (address >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+inline uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
+
+namespace emulator {
+
+// A number of the matrix that a descriptor tells of: of a row of 64, some eights of rows on.
+template <class T> float number_of(uint64_t matrix, int row, int column) {
+    const uint64_t begin = (matrix & 0x3fff) << 4, eight_rows = (matrix >> 32 & 0x3fff) << 4;
+    const uint64_t logical = begin + row / 8 * eight_rows + row % 8 * 128 + column * 2;
+    T x;
+    memcpy(&x, seen + (logical ^ (logical >> 7 & 7) << 4), 2);
+    return wide(x);
+}
+
+// This lane's numbers of A B, by rows of A and what B has at (k, n).
+template <int N, class B> std::vector<float> group_product(const float (&left)[2][16], B b) {
+    std::vector<float> d(N / 2);
+    for (int j = 0; j < N / 8; j++)
+        for (int e = 0; e < 2; e++) {
+            float right[16];
+            for (int k = 0; k < 16; k++) right[k] = b(k, j * 8 + self % 4 * 2 + e);
+            for (int half = 0; half < 2; half++) {
+                float sum = 0;
+                for (int k = 0; k < 16; k++) sum += left[half][k] * right[k];
+                d[j * 4 + half * 2 + e] = sum;
+            }
+        }
+    return d;
+}
+
+inline void open_product(float *to, bool add, std::function<std::vector<float>()> now) {
+    fibers[self].open_batch.push_back({to, add, now(), now});
+}
+
+} // namespace emulator
+
+// It may read at any time until it is waited for: numbers that change meanwhile make it NaN.
+template <class T, int N> void group_multiply_add(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) {
+    emulator::open_product(&d[0][0], add, [a, b]() {
+        float left[2][16];
+        const int row = emulator::self / 32 % 4 * 16 + emulator::self % 32 / 4;
+        for (int k = 0; k < 16; k++)
+            for (int half = 0; half < 2; half++) left[half][k] = emulator::number_of<T>(a, row + 8 * half, k);
+        return emulator::group_product<N>(left, [b](int k, int n) { return emulator::number_of<T>(b, n, k); });
+    });
+}
+template <class T> float number(uint32_t pair, int which);
+template <class T, int N> void group_multiply_add_columns(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) {
+    emulator::Warp &warp = emulator::warp();
+    const int lane = emulator::self % 32;
+    memcpy(warp.brought[warp.turn % 2][lane], a, 16);
+    const int parity = emulator::meet(warp);
+    std::vector<float> rows(32);
+    for (int k = 0; k < 16; k++)
+        for (int half = 0; half < 2; half++)
+            rows[half * 16 + k] = number<T>(warp.brought[parity][lane / 4 * 4 + k % 8 / 2][half + k / 8 * 2], k % 2);
+    emulator::open_product(&d[0][0], true, [rows, b]() {
+        float left[2][16];
+        memcpy(left, rows.data(), sizeof(left));
+        return emulator::group_product<N>(left, [b](int k, int n) { return emulator::number_of<T>(b, k, n); });
+    });
+}
+inline void group_commit() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    fiber.batches.push_back(std::move(fiber.open_batch));
+    fiber.open_batch.clear();
+}
+template <int N> void group_wait() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    while (fiber.batches.size() > (size_t)N) {
+        for (const emulator::Product &product : fiber.batches.front()) {
+            const std::vector<float> now = product.now();
+            for (size_t i = 0; i < now.size(); i++) {
+                const float number = now[i] == product.begun[i] ? now[i] : NAN;
+                product.to[i] = product.add ? product.to[i] + number : number;
+            }
+        }
+        fiber.batches.erase(fiber.batches.begin());
     }
 }
 

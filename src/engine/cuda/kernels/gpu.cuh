@@ -9,7 +9,7 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
-#define SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
+#define SHARED_BYTES(name) extern __shared__ __align__(1024) unsigned char name[]
 #define INLINE __device__ __forceinline__
 
 // The address of shared memory as instructions want it.
@@ -52,8 +52,86 @@ template <> INLINE void multiply_add<__nv_bfloat16>(float (&d)[4], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// The products of a group of four warps (Hopper, PTX: wgmma), read from shared memory by the tensor cores themselves, in the background.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#define GROUPS
+// What was copied to shared memory before, by this thread, is there for the group's products too.
+INLINE void group_sees_copies() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+// Before the first product, and after the sums were touched otherwise.
+INLINE void group_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+// Closes a batch of products.
+INLINE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+// Waits until at most the N newest batches are under way.
+template <int N> INLINE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory"); }
+
+// A matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of 16 bytes swapped by the row; of it the
+// 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next, swizzle of 128 bytes.)
+INLINE uint64_t group_matrix(const void *rows, int step) {
+    return (uint64_t)((shared_address(rows) & 0x3ffff) >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+// The same of a matrix whose rows are multiplied as columns, 64 of them (or fewer): of it the 16 rows of a step.
+INLINE uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
+
+// The operands of an instruction: the numbers of D first, each with a place.
+#define PLACES_24 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23"
+#define PLACES_32 PLACES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define PLACES_64                                                                                                                              \
+    PLACES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define PLACES_80 PLACES_64 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define PLACES_128                                                                                                                             \
+    PLACES_80 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,"          \
+              "%108,%109,%110,%111,%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+#define SUMS_8(i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3]), "+f"(d[i + 1][0]), "+f"(d[i + 1][1]), "+f"(d[i + 1][2]), "+f"(d[i + 1][3])
+#define SUMS_24 SUMS_8(0), SUMS_8(2), SUMS_8(4)
+#define SUMS_32 SUMS_24, SUMS_8(6)
+#define SUMS_64 SUMS_32, SUMS_8(8), SUMS_8(10), SUMS_8(12), SUMS_8(14)
+#define SUMS_80 SUMS_64, SUMS_8(16), SUMS_8(18)
+#define SUMS_128 SUMS_80, SUMS_8(20), SUMS_8(22), SUMS_8(24), SUMS_8(26), SUMS_8(28), SUMS_8(30)
+
+// D = A B^T, or D += A B^T, for a 64x16 A, a Nx16 B and a 64xN D in f32; of D warp w of the group holds the rows 16w .. 16w + 15, in 16x8
+// matrices as multiply_add has them.
+template <class T, int N> INLINE void group_multiply_add(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add);
+#define GROUP_MULTIPLY_ADD(T, DTYPE, N, SUMS, A, B, ADD)                                                                               \
+    template <> INLINE void group_multiply_add<T, N>(float (&d)[N / 8][4], uint64_t a, uint64_t b, bool add) {                         \
+        asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." DTYPE "." DTYPE   \
+                     " {" PLACES_##SUMS "}, " A ", " B ", add, 1, 1, 0, 0; }\n"                                                        \
+                     : SUMS_##SUMS                                                                                                     \
+                     : "l"(a), "l"(b), "r"((int)add));                                                                                 \
+    }
+GROUP_MULTIPLY_ADD(__half, "f16", 64, 32, "%32", "%33", "%34")
+GROUP_MULTIPLY_ADD(__half, "f16", 128, 64, "%64", "%65", "%66")
+GROUP_MULTIPLY_ADD(__half, "f16", 160, 80, "%80", "%81", "%82")
+GROUP_MULTIPLY_ADD(__half, "f16", 256, 128, "%128", "%129", "%130")
+GROUP_MULTIPLY_ADD(__nv_bfloat16, "bf16", 64, 32, "%32", "%33", "%34")
+GROUP_MULTIPLY_ADD(__nv_bfloat16, "bf16", 128, 64, "%64", "%65", "%66")
+GROUP_MULTIPLY_ADD(__nv_bfloat16, "bf16", 160, 80, "%80", "%81", "%82")
+GROUP_MULTIPLY_ADD(__nv_bfloat16, "bf16", 256, 128, "%128", "%129", "%130")
+
+// D += A B for a 64x16 A in registers, each warp's 16 rows as multiply_add has them, and a 16xN B, from `group_columns`.
+template <class T, int N> INLINE void group_multiply_add_columns(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b);
+#define GROUP_MULTIPLY_ADD_COLUMNS(T, DTYPE, N, SUMS, A, B, ADD)                                                                       \
+    template <> INLINE void group_multiply_add_columns<T, N>(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) {               \
+        asm volatile("{ .reg .pred add; setp.ne.b32 add, " ADD ", 0; wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." DTYPE "." DTYPE   \
+                     " {" PLACES_##SUMS "}, {" A "}, " B ", add, 1, 1, 1; }\n"                                                         \
+                     : SUMS_##SUMS                                                                                                     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1));                                                    \
+    }
+GROUP_MULTIPLY_ADD_COLUMNS(__half, "f16", 48, 24, "%24,%25,%26,%27", "%28", "%29")
+GROUP_MULTIPLY_ADD_COLUMNS(__half, "f16", 64, 32, "%32,%33,%34,%35", "%36", "%37")
+GROUP_MULTIPLY_ADD_COLUMNS(__nv_bfloat16, "bf16", 48, 24, "%24,%25,%26,%27", "%28", "%29")
+GROUP_MULTIPLY_ADD_COLUMNS(__nv_bfloat16, "bf16", 64, 32, "%32,%33,%34,%35", "%36", "%37")
+#endif
+
 INLINE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+// 2^x, to two units in the last place; 0 where it would be less than the smallest normal number.
+INLINE float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 INLINE void sync_block() { __syncthreads(); }
+INLINE void sync_warp() { __syncwarp(); }
 
 INLINE float wide(float x) { return x; }
 INLINE float wide(__half x) { return __half2float(x); }
@@ -87,6 +165,11 @@ template <class T> INLINE uint32_t pack(float low, float high) {
 template <class T, int N> struct alignas(sizeof(T) * N) Vector {
     T at[N];
 };
+
+// Tiles in shared memory have lines of 64 numbers of 16 bits, eight chunks of 16 bytes: chunks are swapped so that those of eight lines, read
+// at once, lie in eight places. Where chunk `chunk` of a line lies:
+const int LINE = 64;
+INLINE int chunk_at(int line, int chunk) { return line * LINE + ((chunk ^ line % 8) * 8); }
 
 INLINE int ceiling(int a, int b) { return (a + b - 1) / b; }
 INLINE int smaller(int a, int b) { return a < b ? a : b; }

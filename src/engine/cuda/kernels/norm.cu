@@ -43,6 +43,7 @@ template <class T, int N> INLINE void group_sums(const GroupNorm &a) {
                 origin[i] = group_origin(x, image, a.pixels, (column * N + i) / width, width);
                 sum[i] = square[i] = 0;
             }
+#pragma unroll 4
             for (int pixel = begin + row; pixel < end; pixel += rows) {
                 const Vector<T, N> v = *(const Vector<T, N> *)x.at((int64_t)image * a.pixels + pixel, column * N);
 #pragma unroll
@@ -85,43 +86,59 @@ template <class T, int N> INLINE void group_apply(const GroupNorm &a) {
     SHARED_BYTES(memory);
     Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
     const int channels = x.channels(), width = channels / a.groups, vectors = channels / N;
-    float *scale = (float *)memory, *shift = scale + channels; // y = x scale + shift
-    float *mean = shift + channels, *deviation = mean + a.groups;
+    float *mean = (float *)memory, *deviation = mean + a.groups;
     const int image = blockIdx.y, t = threadIdx.x;
 
+    // Eight threads for each group; all of a warp go round equally often.
     const float count = (float)a.pixels * width;
-    for (int g = t; g < a.groups; g += NORM_THREADS) {
+    for (int first = t / 32 * 4; first < a.groups; first += NORM_THREADS / 8) {
+        const int g = first + t % 32 / 8;
         float sum = 0, square = 0;
-        for (int chunk = 0; chunk < a.chunks; chunk++) {
-            const float *in = a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g);
-            sum += in[0];
-            square += in[1];
+        if (g < a.groups)
+#pragma unroll 4
+            for (int chunk = t % 8; chunk < a.chunks; chunk += 8) {
+                const Vector<float, 2> in = *(const Vector<float, 2> *)(a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g));
+                sum += in.at[0];
+                square += in.at[1];
+            }
+        for (int mask = 4; mask > 0; mask /= 2) {
+            sum += shuffle_xor(sum, mask);
+            square += shuffle_xor(square, mask);
         }
-        const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
-        mean[g] = group_origin(x, image, a.pixels, g, width) + d;
-        deviation[g] = 1.0f / sqrtf(variance + a.eps);
-    }
-    sync_block();
-    for (int c = t; c < channels; c += NORM_THREADS) {
-        const float s = wide(((const T *)a.weight)[c]) * deviation[c / width];
-        scale[c] = s;
-        shift[c] = wide(((const T *)a.bias)[c]) - mean[c / width] * s;
+        if (g < a.groups && t % 8 == 0) {
+            const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
+            mean[g] = group_origin(x, image, a.pixels, g, width) + d;
+            deviation[g] = 1.0f / sqrtf(variance + a.eps);
+        }
     }
     sync_block();
 
-    const int64_t total = (int64_t)a.pixels * vectors, stride = (int64_t)gridDim.x * NORM_THREADS;
-    for (int64_t i = (int64_t)blockIdx.x * NORM_THREADS + t; i < total; i += stride) {
-        const int64_t pixel = (int64_t)image * a.pixels + i / vectors;
-        const int c = (int)(i % vectors) * N;
-        const Vector<T, N> v = *(const Vector<T, N> *)x.at(pixel, c);
-        Vector<T, N> out;
+    // A thread stays with its columns.
+    for (int first = 0; first < vectors; first += NORM_THREADS) {
+        const int columns = smaller(NORM_THREADS, vectors - first), rows = NORM_THREADS / columns;
+        const int c = (first + t % columns) * N, row = t / columns;
+        if (row >= rows) continue;
+        float scale[N], shift[N]; // y = x scale + shift
+        const Vector<T, N> weight = *(const Vector<T, N> *)((const T *)a.weight + c), bias = *(const Vector<T, N> *)((const T *)a.bias + c);
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            float y = wide(v.at[j]) * scale[c + j] + shift[c + j];
-            if (a.silu) y = y / (1.0f + expf(-y));
-            out.at[j] = narrow<T>(y);
+            const int g = (c + j) / width;
+            scale[j] = wide(weight.at[j]) * deviation[g];
+            shift[j] = wide(bias.at[j]) - mean[g] * scale[j];
         }
-        *(Vector<T, N> *)((T *)a.y + pixel * channels + c) = out;
+#pragma unroll 4
+        for (int pixel = blockIdx.x * rows + row; pixel < a.pixels; pixel += gridDim.x * rows) {
+            const int64_t at = (int64_t)image * a.pixels + pixel;
+            const Vector<T, N> v = *(const Vector<T, N> *)x.at(at, c);
+            Vector<T, N> out;
+#pragma unroll
+            for (int j = 0; j < N; j++) {
+                float y = wide(v.at[j]) * scale[j] + shift[j];
+                if (a.silu) y = y / (1.0f + expf(-y));
+                out.at[j] = narrow<T>(y);
+            }
+            *(Vector<T, N> *)((T *)a.y + at * channels + c) = out;
+        }
     }
 }
 

@@ -27,10 +27,11 @@ struct Product {
     float scale;
     // y is (m, outputs / 2): an even column times GELU of the odd one beside it (GEGLU, Shazeer 2020).
     int geglu;
+    int together; // eight columns of bias, shift, residual, y and parts may be read or written 16 bytes at once
 };
 static_assert(sizeof(Product) == 136, "as the host has it");
 
-INLINE int64_t product_rows(const Product &a) { return (int64_t)a.images * a.out_height * a.out_width; }
+INLINE int product_rows(const Product &a) { return a.images * a.out_height * a.out_width; }
 
 // The line of a map of `from` lines that line `i` of its enlargement to `to` repeats, rounded as torch's `interpolate` does.
 INLINE int nearest(int i, int from, int to) {
@@ -44,10 +45,9 @@ struct Corner {
     int image, y, x;
 
     Corner() = default;
-    INLINE Corner(const Product &a, int64_t row) {
-        const int area = a.out_height * a.out_width;
-        image = (int)(row / area);
-        const int pixel = (int)(row % area);
+    INLINE Corner(const Product &a, int row) {
+        const int area = a.out_height * a.out_width, pixel = row % area;
+        image = row / area;
         // A row beyond the last lies beside the map everywhere.
         y = row < product_rows(a) ? pixel / a.out_width * a.stride - a.padding : -(1 << 28);
         x = pixel % a.out_width * a.stride - a.padding;
@@ -81,71 +81,79 @@ template <class T> INLINE const T *gathered(const Product &a, const Joined<T> &x
     return x.at(((int64_t)corner.image * a.height + from_row) * a.width + from_column, place.c);
 }
 
-// What follows the sum, for the columns n (even) and n + 1 of one row.
-template <class T> INLINE void finish(const Product &a, int64_t row, int n, float even, float odd) {
-    const bool two = n + 1 < a.outputs;
-    if (a.bias) {
-        const T *bias = (const T *)a.bias;
-        even += wide(bias[n]);
-        if (two) odd += wide(bias[n + 1]);
+// What follows the sum, for W columns of one row from column n on; W is even.
+template <class T, int W> INLINE void add(float (&sum)[W], const T *from, int columns, bool together) {
+    if (together) {
+        const Vector<T, W> v = *(const Vector<T, W> *)from;
+#pragma unroll
+        for (int i = 0; i < W; i++) sum[i] += wide(v.at[i]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (i < columns) sum[i] += wide(from[i]);
     }
+}
+
+template <class T, int W> INLINE void put(T *to, const float (&sum)[W], int columns, bool together) {
+    if (together) {
+        Vector<T, W> v;
+#pragma unroll
+        for (int i = 0; i < W; i++) v.at[i] = narrow<T>(sum[i]);
+        *(Vector<T, W> *)to = v;
+    } else {
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (i < columns) to[i] = narrow<T>(sum[i]);
+    }
+}
+
+template <class T, int W> INLINE void finish(const Product &a, int row, int n, float (&sum)[W]) {
+    const int columns = a.outputs - n;
+    const bool together = a.together;
+    if (a.bias) add<T, W>(sum, (const T *)a.bias + n, columns, together);
     if (a.geglu) {
-        const float gelu = 0.5f * odd * (1.0f + erff(odd * 0.70710678118654752f));
-        ((T *)a.y)[row * (a.outputs / 2) + n / 2] = narrow<T>(even * gelu);
+        float gated[W / 2];
+#pragma unroll
+        for (int i = 0; i < W / 2; i++) {
+            const float gate = sum[2 * i + 1];
+            gated[i] = sum[2 * i] * (0.5f * gate * (1.0f + erff(gate * 0.70710678118654752f)));
+        }
+        put<T, W / 2>((T *)a.y + (int64_t)row * (a.outputs / 2) + n / 2, gated, columns / 2, together);
         return;
     }
-    if (a.shift) {
-        const T *shift = (const T *)a.shift + row / (a.out_height * a.out_width) * a.shift_stride;
-        even += wide(shift[n]);
-        if (two) odd += wide(shift[n + 1]);
-    }
-    const int64_t at = row * a.outputs + n;
-    const bool together = two && a.outputs % 2 == 0;
-    if (a.residual) {
-        const T *residual = (const T *)a.residual;
-        if (together) {
-            const Vector<T, 2> pair = *(const Vector<T, 2> *)(residual + at);
-            even += wide(pair.at[0]);
-            odd += wide(pair.at[1]);
-        } else {
-            even += wide(residual[at]);
-            if (two) odd += wide(residual[at + 1]);
-        }
-    }
-    T *y = (T *)a.y;
-    if (together) {
-        *(Vector<T, 2> *)(y + at) = Vector<T, 2>{{narrow<T>(even * a.scale), narrow<T>(odd * a.scale)}};
-    } else {
-        y[at] = narrow<T>(even * a.scale);
-        if (two) y[at + 1] = narrow<T>(odd * a.scale);
-    }
+    if (a.shift) add<T, W>(sum, (const T *)a.shift + (int64_t)(row / (a.out_height * a.out_width)) * a.shift_stride + n, columns, together);
+    const int64_t at = (int64_t)row * a.outputs + n;
+    if (a.residual) add<T, W>(sum, (const T *)a.residual + at, columns, together);
+#pragma unroll
+    for (int i = 0; i < W; i++) sum[i] *= a.scale;
+    put<T, W>((T *)a.y + at, sum, columns, together);
 }
 
 // The end of a block: into the result or, where k is split, to the other parts.
-template <class T> INLINE void finish_or_keep(const Product &a, int64_t row, int n, float even, float odd) {
+template <class T, int W> INLINE void finish_or_keep(const Product &a, int row, int n, float (&sum)[W]) {
     if (row >= product_rows(a) || n >= a.outputs) return;
-    if (a.splits == 1) return finish<T>(a, row, n, even, odd);
-    float *part = a.parts + (blockIdx.z * product_rows(a) + row) * a.outputs + n;
-    part[0] = even;
-    if (n + 1 < a.outputs) part[1] = odd;
+    if (a.splits == 1) return finish<T, W>(a, row, n, sum);
+    float *part = a.parts + ((int64_t)blockIdx.z * product_rows(a) + row) * a.outputs + n;
+#pragma unroll
+    for (int i = 0; i < W; i += 4) {
+        const float four[4] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
+        put<float, 4>(part + i, four, a.outputs - n - i, a.together);
+    }
 }
 
-const int SUM_THREADS = 256;
+const int SUM_THREADS = 256, SUM_COLUMNS = 4;
 
-// Adds the parts: a thread for each two columns of a row.
+// Adds the parts: a thread for each four columns of a row.
 template <class T> INLINE void product_sum(const Product &a) {
-    const int pairs = ceiling(a.outputs, 2);
-    const int64_t i = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x, size = product_rows(a) * a.outputs;
-    if (i >= product_rows(a) * pairs) return;
-    const int64_t row = i / pairs;
-    const int n = (int)(i % pairs) * 2;
-    float even = 0, odd = 0;
-    for (int split = 0; split < a.splits; split++) {
-        const float *part = a.parts + split * size + row * a.outputs + n;
-        even += part[0];
-        if (n + 1 < a.outputs) odd += part[1];
-    }
-    finish<T>(a, row, n, even, odd);
+    const int W = SUM_COLUMNS, each = ceiling(a.outputs, W);
+    const int64_t i = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x, size = (int64_t)product_rows(a) * a.outputs;
+    if (i >= (int64_t)product_rows(a) * each) return;
+    const int row = (int)(i / each), n = (int)(i % each) * W;
+    const float *part = a.parts + (int64_t)row * a.outputs + n;
+    float sum[W] = {};
+#pragma unroll 4
+    for (int split = 0; split < a.splits; split++) add<float, W>(sum, part + split * size, a.outputs - n, a.together);
+    finish<T, W>(a, row, n, sum);
 }
 
 // The tiles of k that this block adds up, of `all`.
@@ -155,52 +163,99 @@ INLINE void share(const Product &a, int all, int &begin, int &end) {
     end = smaller(begin + each, all);
 }
 
-// ---- Tensor cores: 16-bit numbers, the channels of both parts multiples of 8. A block makes M x N numbers, a warp WM x WN of them.
+// ---- Tensor cores: 16-bit numbers, the channels of both parts multiples of 8. A block makes M x N numbers.
 
-const int DEPTH = 32, STAGES = 4; // of k at once, and how many of them are on their way
+const int DEPTH = LINE; // of k at once
 
-// Four chunks of 16 bytes are a row; chunks are swapped so that eight rows, read at once, lie in eight places.
-INLINE int chunk_at(int row, int chunk) { return row * DEPTH + ((chunk ^ (row / 2 % 4)) * 8); }
+// Brings tiles of both matrices to shared memory, one depth after another. Each thread copies one chunk of every LINES-th row.
+template <class T, int M, int N, int THREADS> struct Loader {
+    static const int LINES = THREADS / 8, STAGE = (M + N) * DEPTH;
+    const Joined<T> x;
+    const int channels, k, chunk, line;
+    Corner corners[M / LINES];
+    Place place;
+    // Where the chunks of x lie at `place`; up to `until` they go on from there.
+    const T *from[M / LINES];
+    bool there[M / LINES];
+    int until;
+    const T *weight; // of the first of this thread's columns
+    int at, first_column;
 
+    INLINE Loader(const Product &a, int first_row, int first_column, int begin)
+        : x{(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels}, channels(x.channels()), k(a.kernel * a.kernel * channels),
+          chunk(threadIdx.x % 8), line(threadIdx.x / 8), place(a, channels, begin * DEPTH + chunk * 8), at(begin * DEPTH + chunk * 8),
+          first_column(first_column) {
+#pragma unroll
+        for (int i = 0; i < M / LINES; i++) corners[i] = Corner(a, first_row + line + i * LINES);
+        weight = (const T *)a.weight + (int64_t)(first_column + line) * k;
+        locate(a);
+    }
+
+    INLINE void locate(const Product &a) {
+        until = place.c < x.first_channels ? x.first_channels : channels;
+#pragma unroll
+        for (int i = 0; i < M / LINES; i++) {
+            const T *chunk = gathered(a, x, corners[i], place);
+            there[i] = chunk != nullptr;
+            from[i] = there[i] ? chunk - place.c : x.first;
+        }
+    }
+
+    // The next depth, to a stage.
+    INLINE void load(const Product &a, T *stage) {
+#pragma unroll
+        for (int i = 0; i < M / LINES; i++) copy_async(stage + chunk_at(line + i * LINES, chunk), from[i] + place.c, there[i]);
+#pragma unroll
+        for (int i = 0; i < N / LINES; i++) {
+            const bool there = first_column + line + i * LINES < a.outputs && at < k;
+            copy_async(stage + M * DEPTH + chunk_at(line + i * LINES, chunk), there ? weight + (int64_t)i * LINES * k + at : (const T *)a.weight, there);
+        }
+        at += DEPTH;
+        if (place.c + DEPTH < until) {
+            place.c += DEPTH;
+        } else {
+            place.advance(a, channels, DEPTH);
+            locate(a);
+        }
+    }
+};
+
+// Finishes 16 x N numbers of a warp, held as the tensor cores leave them, by way of 16 (N + 8) numbers of shared memory of its own: what is
+// read and written is then 16 bytes at once.
+template <class T, int N> INLINE void finish_strip(const Product &a, float *own, int row, int column, const float (&sums)[N / 8][4]) {
+    const int STRIDE = N + 8, lane = threadIdx.x % 32;
+    sync_warp();
+#pragma unroll
+    for (int j = 0; j < N / 8; j++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            *(Vector<float, 2> *)(own + (lane / 4 + half * 8) * STRIDE + j * 8 + lane % 4 * 2) = Vector<float, 2>{{sums[j][2 * half], sums[j][2 * half + 1]}};
+    sync_warp();
+    for (int i = lane; i < 16 * N / 8; i += 32) {
+        const int r = i / (N / 8), c = i % (N / 8) * 8;
+        float sum[8];
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] = own[r * STRIDE + c + j];
+        finish_or_keep<T, 8>(a, row + r, column + c, sum);
+    }
+}
+
+// By single warps, each WM x WN numbers.
 template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(const Product &a) {
     SHARED_BYTES(memory);
-    const int THREADS = M / WM * (N / WN) * 32, LINES = THREADS / 4, STAGE = (M + N) * DEPTH;
+    const int THREADS = M / WM * (N / WN) * 32, STAGES = 3;
+    using Load = Loader<T, M, N, THREADS>;
     T *stages = (T *)memory;
-    const Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
-    const int channels = x.channels(), k = a.kernel * a.kernel * channels;
-    const int t = threadIdx.x, warp = t / 32, lane = t % 32;
-    const int64_t first_row = (int64_t)blockIdx.x * M;
-    const int first_column = blockIdx.y * N;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int first_row = blockIdx.x * M, first_column = blockIdx.y * N;
     const int warp_row = warp % (M / WM) * WM, warp_column = warp / (M / WM) * WN;
-
     int begin, end;
-    share(a, ceiling(k, DEPTH), begin, end);
-    // This thread copies one chunk of every LINES-th row.
-    const int chunk = t % 4, line = t / 4;
-    Corner corners[M / LINES];
-#pragma unroll
-    for (int i = 0; i < M / LINES; i++) corners[i] = Corner(a, first_row + line + i * LINES);
-    Place place(a, channels, begin * DEPTH + chunk * 8);
+    share(a, ceiling(a.kernel * a.kernel * (a.first_channels + a.rest_channels), DEPTH), begin, end);
+    Load loader(a, first_row, first_column, begin);
     int loading = begin;
     auto load = [&]() {
-        if (loading < end) {
-            T *stage = stages + (loading - begin) % STAGES * STAGE;
-#pragma unroll
-            for (int i = 0; i < M / LINES; i++) {
-                const T *from = gathered(a, x, corners[i], place);
-                copy_async(stage + chunk_at(line + i * LINES, chunk), from ? from : x.first, from != nullptr);
-            }
-            const int at = loading * DEPTH + chunk * 8;
-#pragma unroll
-            for (int i = 0; i < N / LINES; i++) {
-                const int n = first_column + line + i * LINES;
-                const bool there = n < a.outputs && at < k;
-                const T *from = (const T *)a.weight + (there ? (int64_t)n * k + at : 0);
-                copy_async(stage + M * DEPTH + chunk_at(line + i * LINES, chunk), from, there);
-            }
-            place.advance(a, channels, DEPTH);
-            loading++;
-        }
+        if (loading < end) loader.load(a, stages + (loading - begin) % STAGES * Load::STAGE);
+        loading++;
         copy_commit();
     };
 
@@ -211,7 +266,7 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
         // Now the tile is there for all, and the one before has been read by all: its place takes the next.
         sync_block();
         load();
-        const T *rows = stages + (tile - begin) % STAGES * STAGE, *columns = rows + M * DEPTH;
+        const T *rows = stages + (tile - begin) % STAGES * Load::STAGE, *columns = rows + M * DEPTH;
 #pragma unroll
         for (int step = 0; step < DEPTH / 16; step++) {
             uint32_t left[WM / 16][4], right[WN / 16][4];
@@ -230,15 +285,54 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
                 }
         }
     }
+    copy_wait<0>();
+    sync_block();
+    float *own = (float *)memory + warp * 16 * (WN + 8);
 #pragma unroll
-    for (int i = 0; i < WM / 16; i++)
-#pragma unroll
-        for (int j = 0; j < WN / 8; j++)
-#pragma unroll
-            for (int half = 0; half < 2; half++)
-                finish_or_keep<T>(a, first_row + warp_row + i * 16 + lane / 4 + half * 8,
-                                  first_column + warp_column + j * 8 + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+    for (int i = 0; i < WM / 16; i++) finish_strip<T, WN>(a, own, first_row + warp_row + i * 16, first_column + warp_column, sums[i]);
 }
+
+#ifdef GROUPS
+// By groups of four warps (Hopper), each 64 rows of all N columns: the tensor cores read both matrices from shared memory by
+// themselves, and the next tiles are asked for meanwhile.
+template <class T, int M, int N, int STAGES> INLINE void product_groups(const Product &a) {
+    SHARED_BYTES(memory);
+    using Load = Loader<T, M, N, M * 2>;
+    T *stages = (T *)memory;
+    const int warp = threadIdx.x / 32, group = warp / 4;
+    const int first_row = blockIdx.x * M, first_column = blockIdx.y * N;
+    int begin, end;
+    share(a, ceiling(a.kernel * a.kernel * (a.first_channels + a.rest_channels), DEPTH), begin, end);
+    Load loader(a, first_row, first_column, begin);
+    int loading = begin;
+    auto load = [&]() {
+        if (loading < end) loader.load(a, stages + (loading - begin) % STAGES * Load::STAGE);
+        loading++;
+        copy_commit();
+    };
+
+    float sums[N / 8][4] = {};
+    for (int i = 0; i < STAGES - 2; i++) load();
+    for (int tile = begin; tile < end; tile++) {
+        copy_wait<STAGES - 3>();
+        group_sees_copies();
+        // Now the tile is there for all, and the last but one has been read by all: its place takes the next.
+        sync_block();
+        const T *rows = stages + (tile - begin) % STAGES * Load::STAGE, *columns = rows + M * DEPTH;
+        group_begin();
+#pragma unroll
+        for (int step = 0; step < DEPTH / 16; step++)
+            group_multiply_add<T, N>(sums, group_matrix(rows + group * 64 * DEPTH, step), group_matrix(columns, step), true);
+        group_commit();
+        load();
+        group_wait<1>();
+    }
+    group_wait<0>();
+    copy_wait<0>();
+    sync_block();
+    finish_strip<T, N>(a, (float *)memory + warp * 16 * (N + 8), first_row + warp * 16, first_column, sums);
+}
+#endif
 
 // ---- Plain arithmetic in f32: any dtype, any number of channels. A block makes 64 x 64 numbers, a thread 4 x 4 of them.
 
@@ -251,7 +345,7 @@ template <class T> INLINE void product_plain(const Product &a) {
     const Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
     const int channels = x.channels(), k = a.kernel * a.kernel * channels;
     const int t = threadIdx.x, depth = t % PLAIN_DEPTH, line = t / PLAIN_DEPTH;
-    const int64_t first_row = (int64_t)blockIdx.x * PLAIN_TILE;
+    const int first_row = blockIdx.x * PLAIN_TILE;
     const int first_column = blockIdx.y * PLAIN_TILE;
     const int my_row = t / 16 * 4, my_column = t % 16 * 4;
 
@@ -295,21 +389,29 @@ template <class T> INLINE void product_plain(const Product &a) {
         }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j += 2)
-            finish_or_keep<T>(a, first_row + my_row + i, first_column + my_column + j, sums[i][j], sums[i][j + 1]);
+    for (int i = 0; i < 4; i++) finish_or_keep<T, 4>(a, first_row + my_row + i, first_column + my_column, sums[i]);
 }
 
-#define TILES(T)                                                                                        \
-    KERNEL(product_##T##_128x128, Product, 256, 2) { product_tensor<T, 128, 128, 64, 32>(args); }           \
-    KERNEL(product_##T##_128x64, Product, 128) { product_tensor<T, 128, 64, 64, 32>(args); }             \
+#define TILES(T)                                                                                    \
+    KERNEL(product_##T##_128x128, Product, 256) { product_tensor<T, 128, 128, 64, 32>(args); }      \
+    KERNEL(product_##T##_128x64, Product, 128) { product_tensor<T, 128, 64, 64, 32>(args); }        \
     KERNEL(product_##T##_64x64, Product, 128) { product_tensor<T, 64, 64, 32, 32>(args); }
-#define ANY_CHANNELS(T)                                                                      \
-    KERNEL(product_##T##_plain, Product, PLAIN_THREADS) { product_plain<T>(args); }   \
+// Those of a pair are so small that two share a multiprocessor.
+#define GROUP_TILES(T)                                                                                     \
+    KERNEL(product_##T##_groups_128x128, Product, 256) { product_groups<T, 128, 128, 6>(args); }        \
+    KERNEL(product_##T##_groups_128x128_pair, Product, 256, 2) { product_groups<T, 128, 128, 3>(args); } \
+    KERNEL(product_##T##_groups_128x160, Product, 256) { product_groups<T, 128, 160, 5>(args); }        \
+    KERNEL(product_##T##_groups_128x160_pair, Product, 256, 2) { product_groups<T, 128, 160, 3>(args); } \
+    KERNEL(product_##T##_groups_128x256, Product, 256) { product_groups<T, 128, 256, 4>(args); }
+#define ANY_CHANNELS(T)                                                                             \
+    KERNEL(product_##T##_plain, Product, PLAIN_THREADS) { product_plain<T>(args); }                 \
     KERNEL(product_##T##_sum, Product, SUM_THREADS) { product_sum<T>(args); }
 TILES(f16)
 TILES(bf16)
+#ifdef GROUPS
+GROUP_TILES(f16)
+GROUP_TILES(bf16)
+#endif
 ANY_CHANNELS(f32)
 ANY_CHANNELS(f16)
 ANY_CHANNELS(bf16)
