@@ -27,6 +27,7 @@ PICTURE = 2.0
 # A call of the UNet for one picture with guidance at 512x512, counted on the definition.
 FLOP = None if CPU else 1607e9
 PHASES = ("text", "denoise", "decode")
+MODE, NETWORKS = os.environ.get("MODE", "max-autotune"), os.environ.get("NETWORKS", "unet,vae").split(",")
 PROMPTS = ["a cat", "two dogs on a hill", "the sun and the moon", "a house by the sea", "red horses", "a bird over the town", "an old tree", "the king of the north"]
 
 
@@ -45,11 +46,14 @@ class Peer:
         self.pipe = StableDiffusionPipeline.from_pretrained(model, dtype=TORCH_DTYPE, safety_checker=None).to(DEVICE)
         self.pipe.set_progress_bar_config(disable=True)
         if compiled:
-            how = dict(backend="eager") if CPU else dict(mode="max-autotune")
+            # Every size of batch is compiled by itself.
+            how = dict(backend="eager") if CPU else dict(mode=MODE)
             for network in (self.pipe.unet, self.pipe.vae):
                 network.to(memory_format=torch.channels_last)
-            self.pipe.unet = torch.compile(self.pipe.unet, fullgraph=True, **how)
-            self.pipe.vae.decode = torch.compile(self.pipe.vae.decode, fullgraph=True, **how)
+            if "unet" in NETWORKS:
+                self.pipe.unet = torch.compile(self.pipe.unet, fullgraph=True, dynamic=False, **how)
+            if "vae" in NETWORKS:
+                self.pipe.vae.decode = torch.compile(self.pipe.vae.decode, fullgraph=True, dynamic=False, **how)
         self.marks = {}
         # What is called first in a phase; the text is read when the timesteps are set.
         self.pipe.scheduler.set_timesteps = self.noting("denoise", self.pipe.scheduler.set_timesteps)
@@ -147,7 +151,8 @@ def main(part):
     name = "diffusers under torch.compile" if compiled else "diffusers"
     model = checkpoint()
     rate = matrix_rate()
-    row(f"a picture against {name}", f"{SIDE}x{SIDE}, {STEPS} steps of PNDM, guidance {GUIDANCE}, {DTYPE}; medians of at least 5 in turn (least to most)")
+    how = f", {MODE}, of {' and '.join(NETWORKS)}, the rest as it is" if compiled else ""
+    row(f"a picture against {name}{how}", f"{SIDE}x{SIDE}, {STEPS} steps of PNDM, guidance {GUIDANCE}, {DTYPE}; medians of at least 5 in turn (least to most)")
     row("a matrix product by torch, TFLOP/s", f"{rate / 1e12:.1f}")
     wrong = []
     with torch.inference_mode():

@@ -1,6 +1,6 @@
 //! Attention on the card: `kernels/attention.cu`.
 use super::{Args, Card, Launch, Work, aligned, blocks, card, check, int, name};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Shape, Tensor};
 
 /// The widest head that a kernel takes.
 pub const WIDEST_HEAD: usize = 512;
@@ -18,8 +18,9 @@ pub struct Attention {
     pub d: i32,
     pub scale: f32,
     pub causal: i32,
+    pub stride: i32,
 }
-const _: () = assert!(size_of::<Attention>() == 56);
+const _: () = assert!(size_of::<Attention>() == 64);
 
 // SAFETY: as in attention.cu, which asserts the same size.
 unsafe impl Args for Attention {
@@ -136,16 +137,41 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
     check("q", q, &[b, n, heads * d])?;
     check("k", k, &[b, m, width])?;
     check("v", v, &[b, m, width])?;
+    run([q, k, v], (b, n, m), (heads, d), width, causal)
+}
+
+/// The same of queries, keys and values beside each other, `(b, n, 3*heads*d)`.
+pub fn joined(qkv: &Tensor, heads: usize, causal: bool) -> Result<Tensor> {
+    let (b, n, width) = qkv.dims3()?;
+    let d = width / 3 / heads;
+    check("queries, keys and values", qkv, &[b, n, 3 * heads * d])?;
+    // From the first of each on.
+    let numbers = qkv.flatten_all()?;
+    let rest = |i: usize| numbers.narrow(0, i * width / 3, numbers.elem_count() - i * width / 3);
+    let (k, v) = (rest(1)?, rest(2)?);
+    run([&numbers, &k, &v], (b, n, n), (heads, d), width, causal)
+}
+
+/// The rows of each part of `parts` are `stride` apart.
+fn run(
+    parts: [&Tensor; 3],
+    (b, queries, keys): (usize, usize, usize),
+    (heads, d): (usize, usize),
+    stride: usize,
+    causal: bool,
+) -> Result<Tensor> {
     let args = Attention {
-        queries: int(n)?,
-        keys: int(m)?,
+        queries: int(queries)?,
+        keys: int(keys)?,
         heads: int(heads)?,
         d: int(d)?,
         scale: 1.0 / (d as f32).sqrt(),
         causal: causal.into(),
+        stride: int(stride)?,
         ..Attention::default()
     };
-    let aligned = [q, k, v].iter().all(|x| aligned(x, d));
+    let aligned = parts.iter().all(|x| aligned(x, d));
+    let q = parts[0];
     let work = plan(q.dtype(), b, args, aligned, card::card(q.device())?)?;
-    card::run(work, &[Some(q), Some(k), Some(v)], q.shape().clone())
+    card::run(work, &parts.map(Some), Shape::from((b, queries, heads * d)))
 }

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Shape, Tensor};
 
 const THREADS: usize = 256;
 /// Most chunks of the pixels of an image: every block of the second kernel reads the sums of all.
-const CHUNKS: usize = 128;
+const CHUNKS: usize = 64;
 /// Pixels that are worth a thread of the second kernel.
 const PIXELS: usize = 4;
 
@@ -54,7 +54,8 @@ pub fn plan_group(
     };
     let bytes = |numbers: usize| (numbers * size_of::<f32>()) as u32;
     // A thread for each vector of a pixel, and for so many pixels at once as there are threads.
-    let rows = THREADS / (channels / vector).clamp(1, THREADS);
+    let vectors = channels / vector;
+    let rows = THREADS / vectors.clamp(1, THREADS);
     let spread = blocks(pixels, PIXELS * rows)?.min(8 * card.multiprocessors);
     let images = blocks(images, 1)?;
     let dtype = name(dtype)?;
@@ -70,7 +71,7 @@ pub fn plan_group(
             },
             Launch {
                 kernel: format!("group_apply_{dtype}_{vector}"),
-                grid: [spread, images, 1],
+                grid: [spread, images, blocks(vectors, THREADS)?],
                 threads: THREADS as u32,
                 shared_bytes: bytes(2 * groups),
                 args,
@@ -133,11 +134,23 @@ unsafe impl Args for LayerNorm {
     }
 }
 
-/// The kernel of a layer norm, a warp for each row.
+/// Vectors of a row that a lane keeps.
+const KEPT: usize = 5;
+
+/// The kernel of a layer norm, with as many lanes for each row as keep it, or a warp for a row that is wider.
 pub fn plan_layer(dtype: DType, args: LayerNorm, vector: usize) -> Result<Work<LayerNorm>> {
+    let vectors = args.width as usize / vector;
+    let lanes = [8, 16, 32]
+        .into_iter()
+        .find(|lanes| lanes * KEPT >= vectors);
+    let kind = lanes.map_or("wide".to_owned(), |lanes| lanes.to_string());
     let launch = Launch {
-        kernel: format!("layer_norm_{}_{vector}", name(dtype)?),
-        grid: [blocks(args.rows as usize, THREADS / 32)?, 1, 1],
+        kernel: format!("layer_norm_{}_{vector}_{kind}", name(dtype)?),
+        grid: [
+            blocks(args.rows as usize, THREADS / lanes.unwrap_or(32))?,
+            1,
+            1,
+        ],
         threads: THREADS as u32,
         shared_bytes: 0,
         args,

@@ -1,6 +1,6 @@
 //! Self-attention over the pixels of a map (Ho et al. 2020, section 4), in the UNets without a text and in the VAE:
 //! `y = (x + to_out(attention(group_norm(x)))) / rescale`.
-use crate::engine::nn::{GroupNorm, Linear, Map, attention};
+use crate::engine::nn::{GroupNorm, Linear, Map, SelfAttention};
 use candle_core::Result;
 use candle_nn::VarBuilder;
 
@@ -16,11 +16,8 @@ pub struct AttentionStyle {
 
 pub struct AttentionBlock {
     group_norm: Option<GroupNorm>,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    attention: SelfAttention,
     to_out: Linear,
-    heads: usize,
     rescale: f64,
 }
 
@@ -34,16 +31,15 @@ impl AttentionBlock {
             );
         }
         let inner = heads * style.head_dim;
+        let linear = |name| Linear::load(vb.pp(name), channels, inner);
+        let maps = [linear("to_q")?, linear("to_k")?, linear("to_v")?];
         Ok(Self {
             group_norm: style
                 .groups
                 .map(|groups| GroupNorm::load(vb.pp("group_norm"), groups, channels, style.eps))
                 .transpose()?,
-            to_q: Linear::load(vb.pp("to_q"), channels, inner)?,
-            to_k: Linear::load(vb.pp("to_k"), channels, inner)?,
-            to_v: Linear::load(vb.pp("to_v"), channels, inner)?,
+            attention: SelfAttention::new(maps, heads)?,
             to_out: Linear::load(vb.pp("to_out.0"), inner, channels)?,
-            heads,
             rescale: style.rescale,
         })
     }
@@ -53,13 +49,7 @@ impl AttentionBlock {
             Some(norm) => norm.forward(x)?.tokens()?,
             None => x.tokens()?,
         };
-        let h = attention(
-            &self.to_q.forward(&h)?,
-            &self.to_k.forward(&h)?,
-            &self.to_v.forward(&h)?,
-            self.heads,
-            false,
-        )?;
+        let h = self.attention.forward(&h, false)?;
         let y = self.to_out.forward_residual(&h, &x.tokens()?)?;
         x.with_tokens(&if self.rescale == 1.0 {
             y

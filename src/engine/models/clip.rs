@@ -6,7 +6,7 @@
 //! y = final_layer_norm(x);   pooled = text_projection(y at the text's end)
 //! ```
 use super::config::check_count;
-use crate::engine::nn::{Activation, LayerNorm, Linear, attention};
+use crate::engine::nn::{Activation, LayerNorm, Linear, SelfAttention};
 use anyhow::ensure;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -206,14 +206,11 @@ impl ClipTextModel {
 
 struct EncoderLayer {
     layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    attention: SelfAttention,
     out_proj: Linear,
     layer_norm2: LayerNorm,
     fc1: Linear,
     fc2: Linear,
-    heads: usize,
     activation: Activation,
 }
 
@@ -221,29 +218,25 @@ impl EncoderLayer {
     fn load(config: &ClipTextConfig, vb: VarBuilder) -> Result<Self> {
         let width = config.hidden_size;
         let projection = |name| Linear::load(vb.pp("self_attn").pp(name), width, width);
+        let maps = [
+            projection("q_proj")?,
+            projection("k_proj")?,
+            projection("v_proj")?,
+        ];
         Ok(Self {
             layer_norm1: LayerNorm::load(vb.pp("layer_norm1"), width, config.layer_norm_eps)?,
-            q_proj: projection("q_proj")?,
-            k_proj: projection("k_proj")?,
-            v_proj: projection("v_proj")?,
+            attention: SelfAttention::new(maps, config.num_attention_heads)?,
             out_proj: projection("out_proj")?,
             layer_norm2: LayerNorm::load(vb.pp("layer_norm2"), width, config.layer_norm_eps)?,
             fc1: Linear::load(vb.pp("mlp.fc1"), width, config.intermediate_size)?,
             fc2: Linear::load(vb.pp("mlp.fc2"), config.intermediate_size, width)?,
-            heads: config.num_attention_heads,
             activation: config.hidden_act,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let h = self.layer_norm1.forward(x)?;
-        let h = attention(
-            &self.q_proj.forward(&h)?,
-            &self.k_proj.forward(&h)?,
-            &self.v_proj.forward(&h)?,
-            self.heads,
-            true,
-        )?;
+        let h = self.attention.forward(&h, true)?;
         let x = self.out_proj.forward_residual(&h, x)?;
         let h = self
             .activation

@@ -9,7 +9,7 @@
 //! ```
 //! The keys and values of the text do not change from step to step: [`Text`] holds them, made once a prompt.
 //! Several texts may look at one map, as the two of guidance do: until the first attention to the text, their maps are the same one.
-use crate::engine::nn::{Geglu, GroupNorm, LayerNorm, Linear, Map, attention};
+use crate::engine::nn::{Geglu, GroupNorm, LayerNorm, Linear, Map, SelfAttention, attention};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 use std::cell::Cell;
@@ -186,34 +186,22 @@ impl Attention {
 }
 
 struct OwnAttention {
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    attention: SelfAttention,
     to_out: Linear,
-    heads: usize,
 }
 
 impl OwnAttention {
     fn load(vb: VarBuilder, width: usize, heads: usize) -> Result<Self> {
         let linear = |name| Linear::load_no_bias(vb.pp(name), width, width);
-        let to_out = Linear::load(vb.pp("to_out.0"), width, width)?;
+        let maps = [linear("to_q")?, linear("to_k")?, linear("to_v")?];
         Ok(Self {
-            to_q: linear("to_q")?,
-            to_k: linear("to_k")?,
-            to_v: linear("to_v")?,
-            to_out,
-            heads,
+            attention: SelfAttention::new(maps, heads)?,
+            to_out: Linear::load(vb.pp("to_out.0"), width, width)?,
         })
     }
 
     fn forward(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
-        let h = attention(
-            &self.to_q.forward(x)?,
-            &self.to_k.forward(x)?,
-            &self.to_v.forward(x)?,
-            self.heads,
-            false,
-        )?;
+        let h = self.attention.forward(x, false)?;
         self.to_out.forward_residual(&h, residual)
     }
 }

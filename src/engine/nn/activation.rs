@@ -1,5 +1,5 @@
 //! The element-wise functions that checkpoints name.
-use super::{Map, own_kernels_for, values};
+use super::{Map, card_kernels_for, own_kernels_for, values};
 use crate::engine::cuda::{self, activation::Function};
 use crate::engine::kernels;
 
@@ -33,7 +33,7 @@ impl Activation {
             kernel(&mut y);
             return Tensor::from_vec(y, x.shape(), x.device());
         }
-        if cuda::serves(x.device()) {
+        if card_kernels_for(x) {
             return cuda::activation::activation(&x.contiguous()?, self.function());
         }
         match self {

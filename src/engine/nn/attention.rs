@@ -1,8 +1,49 @@
 //! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
-use super::{card_kernels_for, own_kernels_for, values, write_f32};
+use super::{Linear, card_kernels_for, own_kernels_for, values, write_f32};
 use crate::engine::cuda;
 use crate::engine::kernels::{self, AttentionShape};
 use candle_core::{DType, Result, Tensor};
+
+/// A sequence that looks at itself.
+pub struct SelfAttention {
+    maps: Maps,
+    heads: usize,
+}
+
+/// From a row to its query, its key and its value.
+enum Maps {
+    Apart([Linear; 3]),
+    /// All three beside each other, `(inputs)` to `(3*heads*d)`, which a card makes at once.
+    Joined(Linear),
+}
+
+impl SelfAttention {
+    /// `maps` are those to queries, keys and values, of one width.
+    pub fn new(maps: [Linear; 3], heads: usize) -> Result<Self> {
+        let maps = match Linear::joined(&maps)? {
+            Some(joined) => Maps::Joined(joined),
+            None => Maps::Apart(maps),
+        };
+        Ok(Self { maps, heads })
+    }
+
+    /// `(b, n, inputs)` to `(b, n, heads*d)`; `causal` as for [`attention`].
+    pub fn forward(&self, x: &Tensor, causal: bool) -> Result<Tensor> {
+        let joined = match &self.maps {
+            Maps::Apart([q, k, v]) => {
+                let (q, k, v) = (q.forward(x)?, k.forward(x)?, v.forward(x)?);
+                return attention(&q, &k, &v, self.heads, causal);
+            }
+            Maps::Joined(joined) => joined.forward(x)?,
+        };
+        let width = joined.dim(2)? / 3;
+        if width / self.heads <= cuda::attention::WIDEST_HEAD {
+            return cuda::attention::joined(&joined, self.heads, causal);
+        }
+        let part = |i| joined.narrow(2, i * width, width);
+        attention(&part(0)?, &part(1)?, &part(2)?, self.heads, causal)
+    }
+}
 
 /// `q` is `(b, n, heads*d)`, `k` and `v` are `(b, m, heads*d)`; gives `(b, n, heads*d)`.
 /// `causal` hides from each row the rows after it.

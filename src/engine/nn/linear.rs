@@ -49,6 +49,26 @@ impl Linear {
         })
     }
 
+    /// One map to the outputs of all of `parts` beside each other, where that is quicker: on a card. They take the same inputs.
+    pub fn joined(parts: &[Self]) -> Result<Option<Self>> {
+        let on_card = |part: &Self| match part {
+            Self::Card { weight, bias } => Some((weight.clone(), bias.clone())),
+            _ => None,
+        };
+        let Some(parts) = parts.iter().map(on_card).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let (weights, biases): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+        let bias = match biases.into_iter().collect::<Option<Vec<_>>>() {
+            Some(biases) => Some(Tensor::cat(&biases, 0)?),
+            None => None,
+        };
+        Ok(Some(Self::Card {
+            weight: Tensor::cat(&weights, 0)?,
+            bias,
+        }))
+    }
+
     /// `(.., inputs)` to `(.., outputs)`
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.run(x, None)

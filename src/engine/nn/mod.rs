@@ -10,7 +10,7 @@ mod map;
 mod norm;
 
 pub use activation::Activation;
-pub use attention::attention;
+pub use attention::{SelfAttention, attention};
 pub use conv::{Conv2d, ConvShape};
 pub use linear::{Geglu, Linear};
 pub use map::Map;

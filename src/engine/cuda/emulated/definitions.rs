@@ -107,7 +107,16 @@ fn group_norms_are_their_definition() {
 #[ignore = "needs a C++ compiler"]
 fn layer_norms_are_their_definition() {
     for dtype in DTYPES {
-        for (rows, width) in [(1, 8), (5, 40), (19, 33), (8, 768), (3, 1)] {
+        for (rows, width) in [
+            (1, 8),
+            (5, 40),
+            (19, 33),
+            (35, 640),
+            (8, 768),
+            (3, 1),
+            (9, 1288),
+            (2, 2048),
+        ] {
             let x = mapped(dtype, 4, rows * width, |x| x - 2.0);
             let (weight, bias) = (values(dtype, 5, width), values(dtype, 6, width));
             let mut want = vec![0.0; x.len()];
@@ -188,6 +197,7 @@ fn attentions_are_their_definition() {
                 d: d as i32,
                 scale,
                 causal: causal.into(),
+                stride: (heads * d) as i32,
                 ..Default::default()
             };
             for (aligned, card) in [(false, CARD), (d % 8 == 0, CARD), (d % 8 == 0, HOPPER)] {

@@ -5,13 +5,14 @@
 #include "gpu.cuh"
 
 struct Attention {
-    const void *q, *k, *v; // (images, queries, heads d), (images, keys, heads d) twice
+    const void *q, *k, *v; // (images, queries, heads, d), (images, keys, heads, d) twice, `stride` apart
     void *y;               // (images, queries, heads d)
     int queries, keys, heads, d;
     float scale;
     int causal; // a query sees the keys up to its own place
+    int stride; // from one query, key or value to the next: heads d, or more where they lie beside each other
 };
-static_assert(sizeof(Attention) == 56, "as the host has it");
+static_assert(sizeof(Attention) == 64, "as the host has it");
 
 // Less than any score, and finite, so that differences are.
 const float HIDDEN = -1e30f;
@@ -35,14 +36,14 @@ template <class T, int D, int ROWS, int THREADS> INLINE void load_rows(T *to, co
 template <class T> struct Head {
     const T *q, *k, *v;
     T *y;
-    int64_t stride;
+    int64_t stride, y_stride;
 
-    INLINE Head(const Attention &a) : stride((int64_t)a.heads * a.d) {
-        const int64_t queries = (int64_t)blockIdx.z * a.queries * stride + blockIdx.y * a.d, keys = (int64_t)blockIdx.z * a.keys * stride + blockIdx.y * a.d;
-        q = (const T *)a.q + queries;
+    INLINE Head(const Attention &a) : stride(a.stride), y_stride((int64_t)a.heads * a.d) {
+        const int64_t queries = (int64_t)blockIdx.z * a.queries, keys = (int64_t)blockIdx.z * a.keys * stride + blockIdx.y * a.d;
+        q = (const T *)a.q + queries * stride + blockIdx.y * a.d;
         k = (const T *)a.k + keys;
         v = (const T *)a.v + keys;
-        y = (T *)a.y + queries;
+        y = (T *)a.y + queries * y_stride + blockIdx.y * a.d;
     }
 };
 
@@ -58,7 +59,7 @@ template <class T, int D> INLINE void finish_rows(const Attention &a, const Head
 #pragma unroll
         for (int i = 0; i < D / 8; i++) {
             const int column = i * 8 + threadIdx.x % 4 * 2;
-            if (column < a.d) *(uint32_t *)(head.y + at * head.stride + column) = pack<T>(out[i][2 * half] / total, out[i][2 * half + 1] / total);
+            if (column < a.d) *(uint32_t *)(head.y + at * head.y_stride + column) = pack<T>(out[i][2 * half] / total, out[i][2 * half + 1] / total);
         }
     }
 }
@@ -411,7 +412,7 @@ template <class T, int D> INLINE void attention_wide(const Attention &a) {
 #pragma unroll
             for (int i = 0; i < WIDE_COLUMNS / 8; i++) {
                 const int column = warp * WIDE_COLUMNS + i * 8 + lane % 4 * 2;
-                if (column < a.d) *(uint32_t *)(head.y + (first + r) * head.stride + column) = pack<T>(out[s][i][2 * h] / total, out[s][i][2 * h + 1] / total);
+                if (column < a.d) *(uint32_t *)(head.y + (first + r) * head.y_stride + column) = pack<T>(out[s][i][2 * h] / total, out[s][i][2 * h + 1] / total);
             }
         }
 }
@@ -484,7 +485,7 @@ template <class T, int PER> INLINE void attention_plain(const Attention &a) {
     }
     for (int mask = 8; mask > 0; mask /= 2) sum += shuffle_xor(sum, mask);
     if (first + row >= a.queries) return;
-    T *y = head.y + (first + row) * stride;
+    T *y = head.y + (first + row) * head.y_stride;
 #pragma unroll
     for (int i = 0; i < PER; i++) {
         const int c = place + 16 * i;

@@ -82,63 +82,75 @@ template <class T, int N> INLINE void group_sums(const GroupNorm &a) {
     }
 }
 
+// Grid (shares of the pixels, images, columns by NORM_THREADS): a thread stays with its columns.
 template <class T, int N> INLINE void group_apply(const GroupNorm &a) {
     SHARED_BYTES(memory);
+    const int AT_ONCE = 4;
     Joined<T> x = {(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels};
     const int channels = x.channels(), width = channels / a.groups, vectors = channels / N;
     float *mean = (float *)memory, *deviation = mean + a.groups;
     const int image = blockIdx.y, t = threadIdx.x;
+    const int columns = smaller(NORM_THREADS, vectors - blockIdx.z * NORM_THREADS), rows = NORM_THREADS / columns;
+    const int c = (blockIdx.z * NORM_THREADS + t % columns) * N, step = gridDim.x * rows;
+    // Threads that are left over have no pixels.
+    int pixel = t / columns < rows ? blockIdx.x * rows + t / columns : a.pixels;
+
+    // What the thread works on is on its way while the moments are joined.
+    Vector<T, N> in[AT_ONCE];
+    auto read = [&]() {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (pixel + i * step < a.pixels) in[i] = *(const Vector<T, N> *)x.at((int64_t)image * a.pixels + pixel + i * step, c);
+    };
+    read();
+    const Vector<T, N> weight = *(const Vector<T, N> *)((const T *)a.weight + c), bias = *(const Vector<T, N> *)((const T *)a.bias + c);
 
     // Eight threads for each group; all of a warp go round equally often.
     const float count = (float)a.pixels * width;
     for (int first = t / 32 * 4; first < a.groups; first += NORM_THREADS / 8) {
-        const int g = first + t % 32 / 8;
+        const int g = smaller(first + t % 32 / 8, a.groups - 1);
+        const float origin = group_origin(x, image, a.pixels, g, width);
         float sum = 0, square = 0;
-        if (g < a.groups)
-#pragma unroll 4
-            for (int chunk = t % 8; chunk < a.chunks; chunk += 8) {
-                const Vector<float, 2> in = *(const Vector<float, 2> *)(a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g));
-                sum += in.at[0];
-                square += in.at[1];
-            }
+#pragma unroll 8
+        for (int chunk = t % 8; chunk < a.chunks; chunk += 8) {
+            const Vector<float, 2> part = *(const Vector<float, 2> *)(a.sums + 2 * (((int64_t)image * a.chunks + chunk) * a.groups + g));
+            sum += part.at[0];
+            square += part.at[1];
+        }
         for (int mask = 4; mask > 0; mask /= 2) {
             sum += shuffle_xor(sum, mask);
             square += shuffle_xor(square, mask);
         }
-        if (g < a.groups && t % 8 == 0) {
-            const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
-            mean[g] = group_origin(x, image, a.pixels, g, width) + d;
+        const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
+        if (t % 8 == 0) {
+            mean[g] = origin + d;
             deviation[g] = 1.0f / sqrtf(variance + a.eps);
         }
     }
     sync_block();
 
-    // A thread stays with its columns.
-    for (int first = 0; first < vectors; first += NORM_THREADS) {
-        const int columns = smaller(NORM_THREADS, vectors - first), rows = NORM_THREADS / columns;
-        const int c = (first + t % columns) * N, row = t / columns;
-        if (row >= rows) continue;
-        float scale[N], shift[N]; // y = x scale + shift
-        const Vector<T, N> weight = *(const Vector<T, N> *)((const T *)a.weight + c), bias = *(const Vector<T, N> *)((const T *)a.bias + c);
+    float scale[N], shift[N]; // y = x scale + shift
 #pragma unroll
-        for (int j = 0; j < N; j++) {
-            const int g = (c + j) / width;
-            scale[j] = wide(weight.at[j]) * deviation[g];
-            shift[j] = wide(bias.at[j]) - mean[g] * scale[j];
-        }
-#pragma unroll 4
-        for (int pixel = blockIdx.x * rows + row; pixel < a.pixels; pixel += gridDim.x * rows) {
-            const int64_t at = (int64_t)image * a.pixels + pixel;
-            const Vector<T, N> v = *(const Vector<T, N> *)x.at(at, c);
+    for (int j = 0; j < N; j++) {
+        const int g = (c + j) / width;
+        scale[j] = wide(weight.at[j]) * deviation[g];
+        shift[j] = wide(bias.at[j]) - mean[g] * scale[j];
+    }
+    while (pixel < a.pixels) {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            if (pixel + i * step >= a.pixels) break;
             Vector<T, N> out;
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                float y = wide(v.at[j]) * scale[j] + shift[j];
+                float y = wide(in[i].at[j]) * scale[j] + shift[j];
                 if (a.silu) y = y / (1.0f + expf(-y));
                 out.at[j] = narrow<T>(y);
             }
-            *(Vector<T, N> *)((T *)a.y + at * channels + c) = out;
+            *(Vector<T, N> *)((T *)a.y + ((int64_t)image * a.pixels + pixel + i * step) * channels + c) = out;
         }
+        pixel += AT_ONCE * step;
+        read();
     }
 }
 
@@ -150,13 +162,54 @@ struct LayerNorm {
 };
 static_assert(sizeof(LayerNorm) == 48, "as the host has it");
 
-INLINE float warp_sum(float x) {
-    for (int mask = 16; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+// The sum over LANES neighbouring lanes.
+template <int LANES> INLINE float sum_of_lanes(float x) {
+    for (int mask = LANES / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
     return x;
 }
 
-// Two passes over a row, which the second finds in the cache: the mean, then the variance around it.
-template <class T, int N> INLINE void layer_norm(const LayerNorm &a) {
+// LANES lanes for each row, which they keep: at most EACH vectors of N numbers a lane. The mean, then the variance around it.
+const int LAYER_EACH = 5;
+template <class T, int N, int LANES> INLINE void layer_norm(const LayerNorm &a) {
+    const int lane = threadIdx.x % LANES, vectors = a.width / N;
+    const int64_t row = (int64_t)blockIdx.x * (NORM_THREADS / LANES) + threadIdx.x / LANES;
+    const bool there = row < a.rows; // every lane takes part in the sums
+    const Vector<T, N> *x = (const Vector<T, N> *)((const T *)a.x + (there ? row : 0) * a.width);
+    Vector<T, N> in[LAYER_EACH];
+    float sum = 0, square = 0;
+#pragma unroll
+    for (int i = 0; i < LAYER_EACH; i++)
+        if (lane + i * LANES < vectors) in[i] = x[lane + i * LANES];
+#pragma unroll
+    for (int i = 0; i < LAYER_EACH; i++)
+        if (lane + i * LANES < vectors)
+            for (int j = 0; j < N; j++) sum += wide(in[i].at[j]);
+    const float mean = sum_of_lanes<LANES>(sum) / a.width;
+#pragma unroll
+    for (int i = 0; i < LAYER_EACH; i++)
+        if (lane + i * LANES < vectors)
+            for (int j = 0; j < N; j++) {
+                const float d = wide(in[i].at[j]) - mean;
+                square += d * d;
+            }
+    const float scale = 1.0f / sqrtf(sum_of_lanes<LANES>(square) / a.width + a.eps);
+    if (!there) return;
+    Vector<T, N> *y = (Vector<T, N> *)((T *)a.y + row * a.width);
+    const Vector<T, N> *weight = (const Vector<T, N> *)a.weight, *bias = (const Vector<T, N> *)a.bias;
+#pragma unroll
+    for (int i = 0; i < LAYER_EACH; i++) {
+        const int at = lane + i * LANES;
+        if (at >= vectors) continue;
+        const Vector<T, N> w = weight[at], b = bias[at];
+        Vector<T, N> out;
+#pragma unroll
+        for (int j = 0; j < N; j++) out.at[j] = narrow<T>((wide(in[i].at[j]) - mean) * scale * wide(w.at[j]) + wide(b.at[j]));
+        y[at] = out;
+    }
+}
+
+// A warp for each row, of any width: what does not stay with the lanes is found in the cache.
+template <class T, int N> INLINE void layer_norm_wide(const LayerNorm &a) {
     const int lane = threadIdx.x % 32, vectors = a.width / N;
     const int64_t row = (int64_t)blockIdx.x * (NORM_THREADS / 32) + threadIdx.x / 32;
     if (row >= a.rows) return;
@@ -164,14 +217,14 @@ template <class T, int N> INLINE void layer_norm(const LayerNorm &a) {
     float sum = 0;
     for (int i = lane; i < vectors; i += 32)
         for (int j = 0; j < N; j++) sum += wide(x[i].at[j]);
-    const float mean = warp_sum(sum) / a.width;
+    const float mean = sum_of_lanes<32>(sum) / a.width;
     float square = 0;
     for (int i = lane; i < vectors; i += 32)
         for (int j = 0; j < N; j++) {
             const float d = wide(x[i].at[j]) - mean;
             square += d * d;
         }
-    const float scale = 1.0f / sqrtf(warp_sum(square) / a.width + a.eps);
+    const float scale = 1.0f / sqrtf(sum_of_lanes<32>(square) / a.width + a.eps);
     Vector<T, N> *y = (Vector<T, N> *)((T *)a.y + row * a.width);
     const Vector<T, N> *weight = (const Vector<T, N> *)a.weight, *bias = (const Vector<T, N> *)a.bias;
     for (int i = lane; i < vectors; i += 32) {
@@ -182,11 +235,14 @@ template <class T, int N> INLINE void layer_norm(const LayerNorm &a) {
     }
 }
 
-// By dtype and by how many numbers are read at once.
-#define NORMS(T, N)                                                                      \
-    KERNEL(group_sums_##T##_##N, GroupNorm, NORM_THREADS) { group_sums<T, N>(args); }    \
-    KERNEL(group_apply_##T##_##N, GroupNorm, NORM_THREADS) { group_apply<T, N>(args); }  \
-    KERNEL(layer_norm_##T##_##N, LayerNorm, NORM_THREADS) { layer_norm<T, N>(args); }
+// By dtype and by how many numbers are read at once, rows also by their lanes.
+#define NORMS(T, N)                                                                                     \
+    KERNEL(group_sums_##T##_##N, GroupNorm, NORM_THREADS) { group_sums<T, N>(args); }                   \
+    KERNEL(group_apply_##T##_##N, GroupNorm, NORM_THREADS) { group_apply<T, N>(args); }                 \
+    KERNEL(layer_norm_##T##_##N##_wide, LayerNorm, NORM_THREADS) { layer_norm_wide<T, N>(args); }       \
+    KERNEL(layer_norm_##T##_##N##_8, LayerNorm, NORM_THREADS) { layer_norm<T, N, 8>(args); }            \
+    KERNEL(layer_norm_##T##_##N##_16, LayerNorm, NORM_THREADS) { layer_norm<T, N, 16>(args); }          \
+    KERNEL(layer_norm_##T##_##N##_32, LayerNorm, NORM_THREADS) { layer_norm<T, N, 32>(args); }
 NORMS(f32, 1)
 NORMS(f32, 4)
 NORMS(f16, 1)

@@ -107,7 +107,8 @@ template <class T, int W> INLINE void put(T *to, const float (&sum)[W], int colu
     }
 }
 
-template <class T, int W> INLINE void finish(const Product &a, int row, int n, float (&sum)[W]) {
+// `beside` is the residual where it has been read already.
+template <class T, int W> INLINE void finish(const Product &a, int row, int n, float (&sum)[W], const Vector<T, W> *beside = nullptr) {
     const int columns = a.outputs - n;
     const bool together = a.together;
     if (a.bias) add<T, W>(sum, (const T *)a.bias + n, columns, together);
@@ -123,16 +124,17 @@ template <class T, int W> INLINE void finish(const Product &a, int row, int n, f
     }
     if (a.shift) add<T, W>(sum, (const T *)a.shift + (int64_t)(row / (a.out_height * a.out_width)) * a.shift_stride + n, columns, together);
     const int64_t at = (int64_t)row * a.outputs + n;
-    if (a.residual) add<T, W>(sum, (const T *)a.residual + at, columns, together);
+    if (beside) add<T, W>(sum, beside->at, columns, true);
+    else if (a.residual) add<T, W>(sum, (const T *)a.residual + at, columns, together);
 #pragma unroll
     for (int i = 0; i < W; i++) sum[i] *= a.scale;
     put<T, W>((T *)a.y + at, sum, columns, together);
 }
 
 // The end of a block: into the result or, where k is split, to the other parts.
-template <class T, int W> INLINE void finish_or_keep(const Product &a, int row, int n, float (&sum)[W]) {
+template <class T, int W> INLINE void finish_or_keep(const Product &a, int row, int n, float (&sum)[W], const Vector<T, W> *beside = nullptr) {
     if (row >= product_rows(a) || n >= a.outputs) return;
-    if (a.splits == 1) return finish<T, W>(a, row, n, sum);
+    if (a.splits == 1) return finish<T, W>(a, row, n, sum, beside);
     float *part = a.parts + ((int64_t)blockIdx.z * product_rows(a) + row) * a.outputs + n;
 #pragma unroll
     for (int i = 0; i < W; i += 4) {
@@ -146,9 +148,10 @@ const int SUM_THREADS = 256, SUM_COLUMNS = 4;
 // Adds the parts: a thread for each four columns of a row.
 template <class T> INLINE void product_sum(const Product &a) {
     const int W = SUM_COLUMNS, each = ceiling(a.outputs, W);
-    const int64_t i = (int64_t)blockIdx.x * SUM_THREADS + threadIdx.x, size = (int64_t)product_rows(a) * a.outputs;
-    if (i >= (int64_t)product_rows(a) * each) return;
-    const int row = (int)(i / each), n = (int)(i % each) * W;
+    const unsigned i = blockIdx.x * SUM_THREADS + threadIdx.x;
+    const int row = i / each, n = i % each * W;
+    if (row >= product_rows(a)) return;
+    const int64_t size = (int64_t)product_rows(a) * a.outputs;
     const float *part = a.parts + (int64_t)row * a.outputs + n;
     float sum[W] = {};
 #pragma unroll 4
@@ -223,7 +226,18 @@ template <class T, int M, int N, int THREADS> struct Loader {
 // Finishes 16 x N numbers of a warp, held as the tensor cores leave them, by way of 16 (N + 8) numbers of shared memory of its own: what is
 // read and written is then 16 bytes at once.
 template <class T, int N> INLINE void finish_strip(const Product &a, float *own, int row, int column, const float (&sums)[N / 8][4]) {
-    const int STRIDE = N + 8, lane = threadIdx.x % 32;
+    // A lane finishes EACH times eight numbers, AHEAD of which it waits for at once.
+    const int STRIDE = N + 8, CHUNKS = N / 8, EACH = CHUNKS / 2, AHEAD = EACH % 5 == 0 ? 5 : EACH % 4 == 0 ? 4 : EACH, lane = threadIdx.x % 32;
+    const bool ahead = a.residual && a.together && a.splits == 1;
+    Vector<T, 8> beside[AHEAD];
+    auto read_ahead = [&](int first) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int place = lane + (first + i) * 32, r = row + place / CHUNKS, n = column + place % CHUNKS * 8;
+            if (r < product_rows(a) && n < a.outputs) beside[i] = *(const Vector<T, 8> *)((const T *)a.residual + (int64_t)r * a.outputs + n);
+        }
+    };
+    if (ahead) read_ahead(0);
     sync_warp();
 #pragma unroll
     for (int j = 0; j < N / 8; j++)
@@ -231,12 +245,16 @@ template <class T, int N> INLINE void finish_strip(const Product &a, float *own,
         for (int half = 0; half < 2; half++)
             *(Vector<float, 2> *)(own + (lane / 4 + half * 8) * STRIDE + j * 8 + lane % 4 * 2) = Vector<float, 2>{{sums[j][2 * half], sums[j][2 * half + 1]}};
     sync_warp();
-    for (int i = lane; i < 16 * N / 8; i += 32) {
-        const int r = i / (N / 8), c = i % (N / 8) * 8;
-        float sum[8];
+    for (int first = 0; first < EACH; first += AHEAD) {
+        if (ahead && first > 0) read_ahead(first);
 #pragma unroll
-        for (int j = 0; j < 8; j++) sum[j] = own[r * STRIDE + c + j];
-        finish_or_keep<T, 8>(a, row + r, column + c, sum);
+        for (int i = 0; i < AHEAD; i++) {
+            const int place = lane + (first + i) * 32, r = place / CHUNKS, c = place % CHUNKS * 8;
+            float sum[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[j] = own[r * STRIDE + c + j];
+            finish_or_keep<T, 8>(a, row + r, column + c, sum, ahead ? &beside[i] : nullptr);
+        }
     }
 }
 
