@@ -4,16 +4,18 @@
     python assets/demo/train.py --work /tmp/demo [--workers 2]
 
 Every part is seeded, and takes up where it was stopped when the command is given again. The log and pictures on the way lie in
-the work folder. Workers are processes of one thread that share the batches of txt2img.
+the work folder. Workers are processes of one thread that share the batches of txt2img; with a CUDA card, which takes it alone, there is one.
 """
 import argparse, os, pathlib, subprocess, sys
+
+import torch
 
 HERE = pathlib.Path(__file__).resolve().parent
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1 if torch.cuda.is_available() else 2)
     args = parser.parse_args()
 
     def run(part, script, *more, launch=()):

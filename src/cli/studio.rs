@@ -35,14 +35,14 @@ pub(super) struct Studio<'a, S> {
     pub look: Look,
     /// The picture that the first one is to equal.
     pub replay: Option<Replay>,
-    pub loaded: Option<Loaded>,
+    pub loaded: Option<Loaded<'a>>,
     /// Pictures that can share a batch, fewer than `batch_size`.
     pub queue: Vec<Order>,
     pub tally: Tally,
 }
 
-pub struct Loaded {
-    pipeline: Box<dyn Pipeline>,
+pub struct Loaded<'a> {
+    pipeline: Box<dyn Pipeline + 'a>,
     identity: Known,
 }
 

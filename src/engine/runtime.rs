@@ -124,9 +124,14 @@ fn open_cuda(number: usize) -> Result<Device> {
     super::cuda::open::open(number).with_context(|| format!("device cuda:{number}"))
 }
 
+/// Whether an error says that a card's memory was too small.
+pub fn is_full(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("CUDA_ERROR_OUT_OF_MEMORY")
+}
+
 /// An error with what to try, where a card's memory was too small.
 pub fn explain(error: anyhow::Error) -> anyhow::Error {
-    match format!("{error:#}").contains("CUDA_ERROR_OUT_OF_MEMORY") {
+    match is_full(&error) {
         true => error.context(
             "the card's memory is full; try --batch-size 1, a smaller --width and --height, --dtype f16, or --device cpu",
         ),

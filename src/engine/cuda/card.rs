@@ -221,3 +221,13 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
         None => candle_core::bail!("nothing was recorded"),
     }
 }
+
+/// Gives back what the card keeps for recordings that are gone.
+pub fn trim(device: &Device) -> Result<()> {
+    device.synchronize()?;
+    let context = device_of(device)?.cuda_stream().context().clone();
+    // SAFETY: nothing runs, and a recording that is not gone keeps what is its own.
+    unsafe { sys::cuDeviceGraphMemTrim(context.cu_device()) }
+        .result()
+        .w()
+}

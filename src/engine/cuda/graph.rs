@@ -4,7 +4,7 @@
 //! place, and from then on the inputs are copied there, the recording is started, and the result is copied out. Where recording fails the calls
 //! go on as they stand, with a line in the debug log.
 use super::card::{self, Recording};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 /// The calls of one function of tensors, always of the same shapes and dtypes.
 #[derive(Default)]
@@ -60,6 +60,14 @@ impl Recorder {
             State::Recorded(recorded) => recorded.start(inputs),
             _ => f(inputs),
         }
+    }
+}
+
+/// Gives back the memory that a card keeps for recordings that are gone.
+pub fn trim(device: &Device) -> Result<()> {
+    match card::serves(device) {
+        true => card::trim(device),
+        false => Ok(()),
     }
 }
 

@@ -84,13 +84,13 @@ impl System for DdpmSystem {
         vec![("unet", runtime.weights)]
     }
 
-    fn load(
+    fn load<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         runtime: &Runtime,
         _only: Option<&Plan>,
         progress: &Progress,
-    ) -> Result<Box<dyn Pipeline>> {
+    ) -> Result<Box<dyn Pipeline + 'a>> {
         checkpoint.fetch_weights(&self.weights(runtime))?;
         let unet = progress.phase(Phase::Load, || {
             load(checkpoint, "unet", runtime, Naming::default(), |vb| {

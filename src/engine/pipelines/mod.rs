@@ -6,6 +6,7 @@
 //! ```
 pub mod ddpm;
 pub mod decoding;
+mod on_demand;
 mod overrides;
 mod text;
 pub mod txt2img;
@@ -48,13 +49,13 @@ pub trait System {
     /// The components whose weights [`System::load`] reads, and the precision that they are kept in.
     fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)>;
     /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
-    fn load(
+    fn load<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         runtime: &Runtime,
         only: Option<&Plan>,
         progress: &Progress,
-    ) -> Result<Box<dyn Pipeline>>;
+    ) -> Result<Box<dyn Pipeline + 'a>>;
 }
 
 /// Weights, ready to draw.

@@ -7,6 +7,7 @@
 //
 //   STAND_IN_SAYS=1    tells at the end of blocks that were never given back, and of launches and recordings
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
+//   STAND_IN_MEMORY=N  bytes that are given out at once; more is CUDA_ERROR_OUT_OF_MEMORY
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 
 namespace {
 
-enum Status { SUCCESS = 0, INVALID_VALUE = 1, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
+enum Status { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 int refuse(int status, const char *why) {
     fprintf(stderr, "stand-in: %s\n", why);
@@ -39,6 +40,7 @@ struct Graph {
 
 Graph *recording; // or null
 std::map<char *, Block> given;
+size_t given_bytes;
 long launches;
 
 // Whether the recording has failed.
@@ -238,6 +240,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int) {
     case 16: *value = cores ? atoi(cores) : 132; break;
     case 75: *value = 9; break; // compute capability
     case 76: *value = 0; break;
+    case 97: *value = 227 << 10; break; // shared memory of a block
     default: *value = 1; // 115: memory in the order of a stream
     }
     return SUCCESS;
@@ -249,8 +252,11 @@ int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuGetErrorName(int, const char **text) { *text = "an error of the stand-in"; return SUCCESS; }
 int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCESS; }
 
+int cuDeviceGraphMemTrim(int) { return SUCCESS; }
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
+    const char *memory = getenv("STAND_IN_MEMORY");
+    if (memory && !recording && given_bytes + bytes > (size_t)atoll(memory)) return OUT_OF_MEMORY;
     const Block block = {(char *)aligned_alloc(256, (bytes + 511) / 256 * 256), bytes};
     *at = block.at;
     if (const int status = submit([=] { block.forget(); })) {
@@ -258,7 +264,7 @@ int cuMemAllocAsync(char **at, size_t bytes, void *) {
         return status;
     }
     if (recording) recording->blocks.push_back(block);
-    else given[block.at] = block;
+    else given[block.at] = block, given_bytes += bytes;
     return SUCCESS;
 }
 int cuMemFreeAsync(char *at, void *) {
@@ -271,6 +277,7 @@ int cuMemFreeAsync(char *at, void *) {
     const auto entry = given.find(at);
     if (entry == given.end()) return refuse(INVALID_VALUE, "a block is given back that was not given out");
     entry->second.forget();
+    given_bytes -= entry->second.bytes;
     free(at);
     given.erase(entry);
     return SUCCESS;

@@ -13,6 +13,7 @@ mod towers;
 mod weights;
 
 use super::decoding::{Decoders, Decoding};
+use super::on_demand::OnDemand;
 use super::{Guidance, Job, Pipeline, Plan, Sampling, System, Watch};
 use super::{check_channels, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
@@ -190,13 +191,13 @@ impl System for Txt2ImgSystem {
     }
 
     /// With `only`, the text is read first and its towers let go before the UNet comes: the two are never in memory together.
-    fn load(
+    fn load<'a>(
         &self,
-        checkpoint: &Checkpoint,
+        checkpoint: &'a Checkpoint,
         runtime: &Runtime,
         only: Option<&Plan>,
         progress: &Progress,
-    ) -> Result<Box<dyn Pipeline>> {
+    ) -> Result<Box<dyn Pipeline + 'a>> {
         checkpoint.fetch_weights(&self.weights(runtime))?;
         checkpoint.prepare_loras(&self.changed(), runtime.weights)?;
         let towers = progress.phase(Phase::Load, || {
@@ -213,8 +214,11 @@ impl System for Txt2ImgSystem {
             progress.phase(Phase::Text, || reader.only(&text.halves))?;
         }
         progress.phase(Phase::Load, || {
-            let unet = load(checkpoint, "unet", runtime, Naming::default(), |vb| {
-                UNet::load(&self.unet, vb, runtime.activations())
+            let (config, device) = (self.unet.clone(), runtime.clone());
+            let unet = OnDemand::new(&runtime.device, move || {
+                load(checkpoint, "unet", &device, Naming::default(), |vb| {
+                    UNet::load(&config, vb, device.activations())
+                })
             })?;
             Ok(Box::new(Txt2Img {
                 reader,
@@ -223,14 +227,14 @@ impl System for Txt2ImgSystem {
                 channels: self.decoding.vae.latent_channels(),
                 scale: self.decoding.vae.scale(),
                 runtime: runtime.clone(),
-            }) as Box<dyn Pipeline>)
+            }) as Box<dyn Pipeline + 'a>)
         })
     }
 }
 
-struct Txt2Img {
+struct Txt2Img<'a> {
     reader: Reader,
-    unet: UNet,
+    unet: OnDemand<'a, UNet>,
     decoders: Decoders,
     /// Of the latents.
     channels: usize,
@@ -239,7 +243,7 @@ struct Txt2Img {
     runtime: Runtime,
 }
 
-impl Pipeline for Txt2Img {
+impl Pipeline for Txt2Img<'_> {
     fn draw(&self, jobs: &[Job], progress: &Progress, watch: &mut Watch) -> Result<Vec<RgbImage>> {
         let plan = jobs.first().context("no picture was asked for")?.plan;
         let text = plan.text.as_ref().context("the picture has no text")?;
@@ -249,6 +253,7 @@ impl Pipeline for Txt2Img {
             plan.size.1 / self.scale,
         );
         progress.start_batch(jobs.len(), plan.calls);
+        let unet = self.unet.get()?;
         let condition = progress.phase(Phase::Text, || {
             let (context, pooled) = self.reader.batch(jobs)?;
             let given = Conditioning {
@@ -260,13 +265,13 @@ impl Pipeline for Txt2Img {
                     Guidance::None | Guidance::TwoPasses { .. } => None,
                 },
             };
-            Ok(self.unet.condition(&given)?)
+            Ok(unet.condition(&given)?)
         })?;
         let latents = progress.phase(Phase::Denoise, || {
             let mut noise = Noise::of(jobs.iter().map(|job| job.seed));
             let mut scheduler = plan.scheduler.build(&plan.request)?;
             let start = noise.normal(latent, DType::F32, &self.runtime.device)?;
-            let mut calls = self.unet.calls(Some(&condition));
+            let mut calls = unet.calls(Some(&condition));
             denoise(
                 &mut *scheduler,
                 &start,
@@ -289,11 +294,15 @@ impl Pipeline for Txt2Img {
                 },
             )
         })?;
+        drop((condition, unet));
         // One after another: the decoder's maps are the largest of the run.
         progress.phase(Phase::Decode, || {
-            (0..jobs.len())
-                .map(|k| self.decoders.picture(&latents.narrow(0, k, 1)?))
-                .collect()
+            let picture = |k| {
+                let latents = latents.narrow(0, k, 1)?;
+                let decode = || self.decoders.picture(&latents);
+                self.unet.make_room_for(decode)
+            };
+            (0..jobs.len()).map(picture).collect()
         })
     }
 }
