@@ -158,14 +158,19 @@ const PLAIN: Tile = Tile {
     beside: 0.0,
     each: &[2.0],
 };
-/// Most parts of k,
+/// Most parts of k, and most waves of blocks that are parts: what was measured, and a bound of the memory that they take.
 const PARTS: usize = 16;
-/// the fewest depths that are worth one, and what a number of each takes to be written and read again.
+const PART_WAVES: usize = 2;
+/// The fewest depths that are worth a part, and what a number of each takes to be written and read again.
 const PART: usize = 4;
 const PART_NUMBER: f32 = 2e-6;
 
 impl Tile {
-    /// The microseconds of `splits` parts of `depths` each.
+    fn blocks(&self, rows: usize, outputs: usize) -> usize {
+        rows.div_ceil(self.rows) * outputs.div_ceil(self.columns)
+    }
+
+    /// The microseconds of `splits` parts of `depths` in all.
     fn time(
         &self,
         (rows, outputs, depths): (usize, usize, usize),
@@ -173,7 +178,7 @@ impl Tile {
         card: Card,
     ) -> f32 {
         let busy = card.multiprocessors.max(1) as usize;
-        let blocks = rows.div_ceil(self.rows) * outputs.div_ceil(self.columns) * splits;
+        let blocks = self.blocks(rows, outputs) * splits;
         let together = |blocks: usize| match blocks {
             0 => 0.0,
             _ => {
@@ -190,12 +195,15 @@ impl Tile {
         waves as f32 * together(room) + together(rest.div_ceil(busy)) + sum
     }
 
-    /// In how many parts each depth of `k` is quickest, and the time.
+    /// In how many parts of `k` it is quickest, and the time.
     fn best(&self, (rows, outputs, k): (usize, usize, usize), card: Card) -> (usize, f32) {
         let depths = k.div_ceil(self.depth);
-        let most = PARTS.min(depths / PART).max(1);
-        let times =
-            (1..=most).map(|splits| (splits, self.time((rows, outputs, depths), splits, card)));
+        let room = PART_WAVES * card.multiprocessors as usize * self.each.len();
+        let most = PARTS
+            .min(depths / PART)
+            .min(room / self.blocks(rows, outputs).max(1));
+        let times = (1..=most.max(1))
+            .map(|splits| (splits, self.time((rows, outputs, depths), splits, card)));
         times.min_by(|a, b| a.1.total_cmp(&b.1)).unwrap_or((1, 0.0))
     }
 }
