@@ -13,15 +13,15 @@ const int ACTIVATION_THREADS = 256;
 
 INLINE float activated(int function, float x) {
     switch (function) {
-    case 0: return x / (1.0f + expf(-x)); // SiLU
+    case 0: return silu(x);
     case 1: {                             // Mish (Misra 2019): tanh(ln(1 + e)) is n / (n + 2) with n = e (e + 2)
         const float e = expf(fminf(x, 20.0f)), n = e * (e + 2.0f);
         return x * (n / (n + 2.0f));
     }
-    case 2: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));                                         // GELU
-    case 3: return x / (1.0f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));                      // by its tanh approximation
-    case 4: return x / (1.0f + expf(-1.702f * x));                                                            // quick GELU
-    default: return x > 0.0f ? x : 0.0f;                                                                      // ReLU
+    case 2: return gelu(x);
+    case 3: return x / (1.0f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x))); // by its tanh approximation
+    case 4: return x / (1.0f + expf(-1.702f * x)); // quick GELU
+    default: return x > 0.0f ? x : 0.0f; // ReLU
     }
 }
 

@@ -185,7 +185,8 @@ template <class T, int D, int STRIPS> INLINE void attention_tensor(const Attenti
 
 #ifdef GROUPS
 // Two groups of warps (Hopper), 64 queries each; d at most 64. The tensor cores read keys and values by themselves, and a group's weights are
-// made while the other group's products are.
+// made while the other group's products are. The scores become weights as in attention_tensor, in its own lines: with a function for both,
+// ptxas lets no two products run at once (C7515).
 const int GROUP_THREADS = 256, GROUP_STAGES = 3;
 
 template <class T, int D> INLINE void attention_groups(const Attention &a) {

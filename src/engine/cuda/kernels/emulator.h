@@ -264,6 +264,11 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void *row) {
     }
 }
 
+template <class T> float number(uint32_t pair, int which) {
+    T x;
+    x.bits = (uint16_t)(pair >> 16 * which);
+    return wide(x);
+}
 #define GROUPS
 inline void group_sees_copies() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
@@ -271,12 +276,8 @@ inline void group_sees_copies() {
     fiber.arrived.clear();
 }
 inline void group_begin() {}
-inline uint64_t group_matrix(const void *rows, int step) {
-    const uint64_t address = (const unsigned char *)rows - emulator::shared;
-    return (address >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-
-inline uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
+// As a descriptor of a matrix counts.
+inline uint32_t shared_address(const void *p) { return (uint32_t)((const unsigned char *)p - emulator::shared); }
 
 namespace emulator {
 
@@ -321,7 +322,6 @@ template <class T, int N> void group_multiply_add(float (&d)[N / 8][4], uint64_t
         return emulator::group_product<N>(left, [b](int k, int n) { return emulator::number_of<T>(b, n, k); });
     });
 }
-template <class T> float number(uint32_t pair, int which);
 template <class T, int N> void group_multiply_add_columns(float (&d)[N / 8][4], const uint32_t (&a)[4], uint64_t b) {
     emulator::Warp &warp = emulator::warp();
     const int lane = emulator::self % 32;
@@ -356,11 +356,6 @@ template <int N> void group_wait() {
     }
 }
 
-template <class T> float number(uint32_t pair, int which) {
-    T x;
-    x.bits = (uint16_t)(pair >> 16 * which);
-    return wide(x);
-}
 template <class T> void multiply_add(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     emulator::Warp &warp = emulator::warp();
     const int lane = emulator::self % 32, g = lane / 4, t = lane % 4;

@@ -64,15 +64,6 @@ INLINE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" :
 // Waits until at most the N newest batches are under way.
 template <int N> INLINE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory"); }
 
-// A matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of 16 bytes swapped by the row; of it the
-// 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next, swizzle of 128 bytes.)
-INLINE uint64_t group_matrix(const void *rows, int step) {
-    return (uint64_t)((shared_address(rows) & 0x3ffff) >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
-
-// The same of a matrix whose rows are multiplied as columns, 64 of them (or fewer): of it the 16 rows of a step.
-INLINE uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
-
 // The operands of an instruction: the numbers of D first, each with a place.
 #define PLACES_24 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23"
 #define PLACES_32 PLACES_24 ",%24,%25,%26,%27,%28,%29,%30,%31"
@@ -170,6 +161,18 @@ template <class T, int N> struct alignas(sizeof(T) * N) Vector {
 // at once, lie in eight places. Where chunk `chunk` of a line lies:
 const int LINE = 64;
 INLINE int chunk_at(int line, int chunk) { return line * LINE + ((chunk ^ line % 8) * 8); }
+
+// For the products of groups of warps: a matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of 16 bytes swapped by the row; of it the
+// 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next, swizzle of 128 bytes.)
+INLINE uint64_t group_matrix(const void *rows, int step) {
+    return (uint64_t)((shared_address(rows) & 0x3ffff) >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+}
+
+// The same of a matrix whose rows are multiplied as columns, 64 of them (or fewer): of it the 16 rows of a step.
+INLINE uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
+
+INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
+INLINE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
 
 INLINE int ceiling(int a, int b) { return (a + b - 1) / b; }
 INLINE int smaller(int a, int b) { return a < b ? a : b; }

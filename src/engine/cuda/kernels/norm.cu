@@ -19,6 +19,12 @@ static_assert(sizeof(GroupNorm) == 80, "as the host has it");
 
 const int NORM_THREADS = 256;
 
+// The sum over LANES neighbouring lanes.
+template <int LANES> INLINE float sum_of_lanes(float x) {
+    for (int mask = LANES / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
+    return x;
+}
+
 // The number that stands for the mean of a group while it is not known.
 template <class T> INLINE float group_origin(const Joined<T> &x, int64_t image, int pixels, int group, int width) {
     return wide(*x.at(image * pixels, group * width));
@@ -117,10 +123,8 @@ template <class T, int N> INLINE void group_apply(const GroupNorm &a) {
             sum += part.at[0];
             square += part.at[1];
         }
-        for (int mask = 4; mask > 0; mask /= 2) {
-            sum += shuffle_xor(sum, mask);
-            square += shuffle_xor(square, mask);
-        }
+        sum = sum_of_lanes<8>(sum);
+        square = sum_of_lanes<8>(square);
         const float d = sum / count, variance = fmaxf(square / count - d * d, 0.0f);
         if (t % 8 == 0) {
             mean[g] = origin + d;
@@ -144,7 +148,7 @@ template <class T, int N> INLINE void group_apply(const GroupNorm &a) {
 #pragma unroll
             for (int j = 0; j < N; j++) {
                 float y = wide(in[i].at[j]) * scale[j] + shift[j];
-                if (a.silu) y = y / (1.0f + expf(-y));
+                if (a.silu) y = silu(y);
                 out.at[j] = narrow<T>(y);
             }
             *(Vector<T, N> *)((T *)a.y + ((int64_t)image * a.pixels + pixel + i * step) * channels + c) = out;
@@ -162,13 +166,7 @@ struct LayerNorm {
 };
 static_assert(sizeof(LayerNorm) == 48, "as the host has it");
 
-// The sum over LANES neighbouring lanes.
-template <int LANES> INLINE float sum_of_lanes(float x) {
-    for (int mask = LANES / 2; mask > 0; mask /= 2) x += shuffle_xor(x, mask);
-    return x;
-}
-
-// LANES lanes for each row, which they keep: at most EACH vectors of N numbers a lane. The mean, then the variance around it.
+// LANES lanes for each row, which they keep: at most LAYER_EACH vectors of N numbers a lane, as the host has it. The mean, then the variance around it.
 const int LAYER_EACH = 5;
 template <class T, int N, int LANES> INLINE void layer_norm(const LayerNorm &a) {
     const int lane = threadIdx.x % LANES, vectors = a.width / N;
