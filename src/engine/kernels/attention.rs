@@ -12,15 +12,18 @@
 use super::gemm::{MOST_ROWS, tile};
 use super::length;
 use super::scratch::{Scratch, Shared};
-use super::simd::{Isa, Simd, exp2, kernel};
+use super::simd::{Isa, Simd, exp2, kernel, prefetch};
+use super::traded::{Columns, STEP, Tile, add_own_terms, own_terms, power_of_two, rows_of_tile};
 use rayon::prelude::*;
 
 /// Panels of queries, two vectors wide, that a task takes through the keys together.
 const PANELS: usize = 3;
 /// Keys of a block: their scores with a panel, 16 kB with vectors of 8 numbers and 32 kB with 16, fit the first-level cache.
-const KEYS: usize = 256;
-/// Numbers of a cache line; divides KEYS.
+const KEYS: usize = 240;
+/// Numbers of a cache line; divides KEYS, as STEP does.
 const LINE: usize = 16;
+/// Rows that a row is asked for ahead.
+const AHEAD: usize = 12;
 
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionShape {
@@ -73,29 +76,15 @@ pub(super) fn attention_for(
         return;
     }
     let width = 2 * isa.lanes();
-    let blocks = lk.div_ceil(KEYS);
-    // keys `[key][d]`, then values `[block][d][key]`
-    let (k_len, v_len) = (lk * d, blocks * KEYS * d);
-    let mut packed = Scratch::take(length(&[b, heads, k_len + v_len]));
+    let head = Head::new(lk, d);
+    let mut packed = Scratch::take(length(&[b, heads, head.len]));
     packed
-        .par_chunks_mut(k_len + v_len)
+        .par_chunks_mut(head.len)
         .enumerate()
-        .for_each(|(head, to)| {
-            let from = head / heads * lk * heads * d + head % heads * d;
-            let (keys, values) = to.split_at_mut(k_len);
-            for (key, to) in keys.chunks_mut(d).enumerate() {
-                to.copy_from_slice(&k[from + key * heads * d..][..d]);
-            }
-            // a cache line of each number's row at a time
-            for first in (0..lk).step_by(LINE) {
-                let to = &mut values[first / KEYS * KEYS * d + first % KEYS..];
-                let there = LINE.min(lk - first);
-                for i in 0..d {
-                    for j in 0..there {
-                        to[i * KEYS + j] = v[from + (first + j) * heads * d + i];
-                    }
-                }
-            }
+        .for_each(|(index, to)| {
+            let from = |length: usize| index / heads * length * heads * d + index % heads * d;
+            let (q, k, v) = (&q[from(lq)..], &k[from(lk)..], &v[from(lk)..]);
+            head.pack(q, k, v, shape, scale, to);
         });
     let queries_of_task = PANELS * width;
     let tasks = lq.div_ceil(queries_of_task);
@@ -104,39 +93,135 @@ pub(super) fn attention_for(
         .into_par_iter()
         .with_max_len(1)
         .for_each(|task| {
-            let (head, first) = (task / tasks, task % tasks * queries_of_task);
-            let from = (head / heads * lq + first) * heads * d + head % heads * d;
+            let (index, first) = (task / tasks, task % tasks * queries_of_task);
+            let from = (index / heads * lq + first) * heads * d + index % heads * d;
             let mut scratch =
-                Scratch::take(width * (PANELS * (2 * d + MOST_ROWS + 2) + KEYS + MOST_ROWS));
-            let packed = &packed[head * (k_len + v_len)..][..k_len + v_len];
+                Scratch::take(width * (PANELS * (head.row + d + MOST_ROWS + 2) + KEYS + MOST_ROWS));
+            let packed = &packed[index * head.len..][..head.len];
             let job = Job {
                 shape,
-                scale,
+                head: &head,
+                trades: isa.trades(),
                 first,
                 rows: queries_of_task.min(lq - first),
             };
             // SAFETY: q and y were checked above: from `from` on they hold the task's rows, heads * d apart, and this task alone has
             // those rows of this head. packed and scratch are of the lengths that `queries` asks for.
             unsafe {
-                let keys = packed.as_ptr();
                 let y = out.pointer().add(from);
-                let scratch = scratch.as_mut_ptr();
-                queries(
-                    isa,
-                    &job,
-                    q[from..].as_ptr(),
-                    keys,
-                    keys.add(k_len),
-                    scratch,
-                    y,
-                )
+                let (packed, scratch) = (packed.as_ptr(), scratch.as_mut_ptr());
+                queries(isa, &job, q[from..].as_ptr(), packed, scratch, y)
             };
         });
 }
 
-struct Job {
+/// How a head's keys and values are laid out for the tiles.
+struct Head {
+    /// Numbers of a key: a head's, filled up with zeros to whole steps.
+    row: usize,
+    /// Where a block's values begin, `[block][d][KEYS]`, after the keys, `[lk][row]`.
+    values: usize,
+    /// Where minus the own terms of the keys and of each block's values begin.
+    keys_own: usize,
+    values_own: usize,
+    /// Where the factor of the queries is, and that of the result.
+    factors: usize,
+    len: usize,
+}
+
+impl Head {
+    fn new(lk: usize, d: usize) -> Self {
+        let (row, blocks) = (d.next_multiple_of(STEP), lk.div_ceil(KEYS));
+        let values = lk * row;
+        let keys_own = values + blocks * KEYS * d;
+        // the last tile may read the terms of rows that are not there
+        let values_own = keys_own + 2 * (lk + MOST_ROWS);
+        let factors = values_own + 2 * (blocks * d + MOST_ROWS);
+        let len = factors + 2;
+        Head {
+            row,
+            values,
+            keys_own,
+            values_own,
+            factors,
+            len,
+        }
+    }
+
+    /// Of one head's queries, keys and values, which lie heads * d apart.
+    fn pack(
+        &self,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        shape: AttentionShape,
+        scale: f32,
+        to: &mut [f32],
+    ) {
+        let AttentionShape {
+            heads, lq, lk, d, ..
+        } = shape;
+        let stride = heads * d;
+        let size = |x: &[f32], length: usize| {
+            // some 64 rows tell
+            let rows = (0..length).step_by(length.div_ceil(64));
+            let sum: f32 = rows
+                .clone()
+                .flat_map(|i| &x[i * stride..][..d])
+                .map(|x| x * x)
+                .sum();
+            (sum / (rows.len() * d) as f32).sqrt()
+        };
+        // powers of two: log2 e goes into the scale
+        let scale = scale * std::f32::consts::LOG2_E;
+        // Keys are made as large as the queries, which get the rest of the factor, and values a quarter on the average,
+        // where the weights they meet are 1 at most.
+        let of_keys = power_of_two((size(q, lq) * scale.abs() / size(k, lk)).sqrt());
+        let of_values = power_of_two(0.25 / size(v, lk));
+        to[self.factors] = scale / of_keys;
+        to[self.factors + 1] = 1.0 / of_values;
+        for key in 0..lk {
+            prefetch(k.as_ptr().wrapping_add((key + AHEAD) * stride), d);
+            let row = &mut to[key * self.row..][..self.row];
+            let (there, filling) = row.split_at_mut(d);
+            for (to, from) in there.iter_mut().zip(&k[key * stride..]) {
+                *to = from * of_keys;
+            }
+            filling.fill(0.0);
+            let own = own_terms(&to[key * self.row..][..self.row]).map(|own| -own);
+            to[self.keys_own + 2 * key..][..2].copy_from_slice(&own);
+        }
+        // a cache line of each number's row at a time
+        for first in (0..lk).step_by(LINE) {
+            let to = &mut to[self.values + first / KEYS * KEYS * d + first % KEYS..];
+            let there = LINE.min(lk - first);
+            for j in 0..LINE {
+                prefetch(v.as_ptr().wrapping_add((first + LINE + j) * stride), d);
+            }
+            for i in 0..d {
+                for j in 0..there {
+                    to[i * KEYS + j] = v[(first + j) * stride + i] * of_values;
+                }
+                // what fills up the last step
+                to[i * KEYS + there..][..there.next_multiple_of(STEP) - there].fill(0.0);
+            }
+        }
+        for block in 0..lk.div_ceil(KEYS) {
+            let len = KEYS.min(lk - block * KEYS);
+            for i in 0..d {
+                let row = &to[self.values + (block * d + i) * KEYS..][..len.next_multiple_of(STEP)];
+                let own = own_terms(row).map(|own| -own);
+                to[self.values_own + 2 * (block * d + i)..][..2].copy_from_slice(&own);
+            }
+        }
+    }
+}
+
+struct Job<'a> {
     shape: AttentionShape,
-    scale: f32,
+    head: &'a Head,
+    /// Whether tiles are `traded`.
+    trades: bool,
     /// The task's first query and the number of its queries.
     first: usize,
     rows: usize,
@@ -146,28 +231,32 @@ kernel! {
     /// A task: its queries through all the keys of their head.
     ///
     /// # Safety
-    /// q and y are valid for `job.rows`, at least one, of d numbers, heads * d apart, and nobody else uses those of y; `keys` for (lk, d),
-    /// `values` for whole blocks (d, KEYS) of which the numbers of the first lk keys are used, `scratch` for
-    /// width * (PANELS * (2 d + MOST_ROWS + 2) + KEYS + MOST_ROWS), where rows <= PANELS * width.
-    fn queries[S](job: &Job, q: *const f32, keys: *const f32, values: *const f32, scratch: *mut f32, y: *mut f32) {
+    /// q and y are valid for `job.rows`, at least one, of d numbers, heads * d apart, and nobody else uses those of y; `packed` is what
+    /// `job.head` has packed, `scratch` is valid for width * (PANELS * (row + d + MOST_ROWS + 2) + KEYS + MOST_ROWS), where
+    /// rows <= PANELS * width; `job.trades` only on such a processor.
+    fn queries[S](job: &Job, q: *const f32, packed: *const f32, scratch: *mut f32, y: *mut f32) {
         let AttentionShape { heads, lq, lk, d, causal, .. } = job.shape;
+        let head = job.head;
         let width = 2 * S::LANES;
         let panels = job.rows.div_ceil(width);
-        // for each panel [d][width]: the queries, and the sums, with room for a tile that runs past them, as the scores have
+        // for each panel [row][width]: the queries; and [d][width], the sums, with room for a tile that runs past them, as the scores have
         let (scaled, stride) = (scratch, (d + MOST_ROWS) * width);
-        let sums = scaled.add(PANELS * d * width);
+        let sums = scaled.add(PANELS * head.row * width);
         let scores = sums.add(PANELS * stride);
         let largest = scores.add((KEYS + MOST_ROWS) * width);
         let totals = largest.add(PANELS * width);
-        // powers of two: log2 e goes into the scale
-        let scale = job.scale * std::f32::consts::LOG2_E;
+        let scale = *packed.add(head.factors);
         for panel in 0..panels {
             for lane in 0..width {
                 // lanes beyond the last query repeat it; they are computed and not written
                 let row = q.add((panel * width + lane).min(job.rows - 1) * heads * d);
-                let to = scaled.add(panel * d * width + lane);
+                prefetch(row.wrapping_add(AHEAD * heads * d), d);
+                let to = scaled.add(panel * head.row * width + lane);
                 for p in 0..d {
                     *to.add(p * width) = *row.add(p) * scale;
+                }
+                for p in d..head.row {
+                    *to.add(p * width) = 0.0;
                 }
             }
         }
@@ -183,9 +272,19 @@ kernel! {
         let seen = if causal { (job.first + job.rows + lk).saturating_sub(lq).min(lk) } else { lk };
         for key in (0..seen).step_by(KEYS) {
             let len = KEYS.min(seen - key);
+            let steps = len.next_multiple_of(STEP);
+            let (keys, values) = (packed.add(key * head.row), packed.add(head.values + key * d));
             for panel in 0..panels {
-                let scaled = scaled.add(panel * d * width);
-                let mut top = products::<S>(keys.add(key * d), d, len, d, scaled, scores, None);
+                let (scaled, sums) = (scaled.add(panel * head.row * width), sums.add(panel * stride));
+                let mut top = if job.trades {
+                    // a query's own terms stay in its scores: the softmax takes them off with the largest
+                    let columns = Columns::new::<S>([S::splat(0.0); 2]);
+                    let own = packed.add(head.keys_own + 2 * key).cast();
+                    traded(keys, head.row, len, head.row, scaled, own, &columns, scores, false);
+                    largest_of::<S>(scores, len)
+                } else {
+                    products::<S>(keys, head.row, len, head.row, scaled, scores, None)
+                };
                 if causal {
                     for i in 0..width {
                         // key <= query + lk - lq
@@ -196,18 +295,67 @@ kernel! {
                     }
                     top = largest_of::<S>(scores, len);
                 }
-                let factors = soften::<S>(scores, len, top, largest.add(panel * width), totals.add(panel * width));
-                products::<S>(values.add(key * d), KEYS, d, len, scores, sums.add(panel * stride), Some(factors));
+                for i in len * width..steps * width {
+                    *scores.add(i) = f32::NEG_INFINITY;
+                }
+                let (factors, own) = soften::<S>(scores, steps, top, largest.add(panel * width), totals.add(panel * width));
+                if job.trades {
+                    let mut columns = Columns::new::<S>(own);
+                    columns.factors.set::<S>(factors);
+                    let own = packed.add(head.values_own + 2 * (key / KEYS * d)).cast();
+                    traded(values, KEYS, d, steps, scores, own, &columns, sums, true);
+                } else {
+                    products::<S>(values, KEYS, d, steps, scores, sums, Some(factors));
+                }
             }
         }
+        let scale = *packed.add(head.factors + 1);
         for i in 0..job.rows {
-            let inverse = 1.0 / *totals.add(i);
+            let inverse = scale / *totals.add(i);
             let row = y.add(i * heads * d);
             let from = sums.add(i / width * stride + i % width);
             for p in 0..d {
                 *row.add(p) = *from.add(p * width) * inverse;
             }
         }
+    }
+}
+
+/// As [`products`] does it, by `traded` tiles: `own` holds minus the own terms of a's rows.
+///
+/// # Safety
+/// As for [`products`], with len in whole steps; `own` is valid for count + MOST_ROWS numbers, and the processor trades.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)] // a tile's
+unsafe fn traded(
+    a: *const f32,
+    stride: usize,
+    count: usize,
+    len: usize,
+    w: *const f32,
+    own: *const [f32; 2],
+    columns: &Columns,
+    to: *mut f32,
+    goes_on: bool,
+) {
+    let mut i = 0;
+    while i < count {
+        let rows = rows_of_tile(count - i);
+        let tile = Tile {
+            a: a.add(i * stride),
+            stride,
+            len,
+            w,
+            own: own.add(i),
+            columns,
+            to: to.add(i * 32),
+        };
+        if goes_on {
+            tile.go_on(rows);
+        } else {
+            tile.begin(rows);
+        }
+        i += rows;
     }
 }
 
@@ -227,8 +375,8 @@ unsafe fn largest_of<S: Simd>(scores: *const f32, len: usize) -> [S::V; 2] {
     top
 }
 
-/// Turns scores (len, width), of which `top` are the largest, into weights 2^(score - largest). Gives the factors that bring what was
-/// summed before to the new largest.
+/// Turns scores (len, width), whole steps, of which `top` are the largest, into weights 2^(score - largest). Gives the factors that bring what
+/// was summed before to the new largest, and the weights' own terms.
 ///
 /// # Safety
 /// `scores` is valid for len * width numbers, `largest` and `totals` for width; and as for [`Simd`].
@@ -239,8 +387,8 @@ unsafe fn soften<S: Simd>(
     top: [S::V; 2],
     largest: *mut f32,
     totals: *mut f32,
-) -> [S::V; 2] {
-    let mut factors = [S::splat(0.0); 2];
+) -> ([S::V; 2], [S::V; 2]) {
+    let (mut factors, mut own) = ([S::splat(0.0); 2], [S::splat(0.0); 2]);
     for half in 0..2 {
         let (column, lanes) = (scores.add(half * S::LANES), half * S::LANES);
         let at = |j: usize| column.add(j * 2 * S::LANES);
@@ -253,22 +401,19 @@ unsafe fn soften<S: Simd>(
             S::splat(0.0),
         ];
         // a hidden score's 2^-126 vanishes beside the largest's 1
-        for j in 0..len / 2 {
-            for chain in 0..2 {
-                let p = exp2::<S>(S::sub(S::load(at(2 * j + chain)), now));
-                S::store(at(2 * j + chain), p);
-                sum[chain] = S::add(sum[chain], p);
+        for j in (0..len).step_by(STEP) {
+            let mut p = [S::splat(0.0); STEP];
+            for i in 0..STEP {
+                p[i] = exp2::<S>(S::sub(S::load(at(j + i)), now));
+                S::store(at(j + i), p[i]);
+                sum[i % 2] = S::add(sum[i % 2], p[i]);
             }
-        }
-        if len % 2 == 1 {
-            let p = exp2::<S>(S::sub(S::load(at(len - 1)), now));
-            S::store(at(len - 1), p);
-            sum[0] = S::add(sum[0], p);
+            own[half] = add_own_terms::<S>(half, p, own[half]);
         }
         S::store(largest.add(lanes), now);
         S::store(totals.add(lanes), S::add(sum[0], sum[1]));
     }
-    factors
+    (factors, own)
 }
 
 /// a (count, len), rows `stride` apart, times a panel w (len, two vectors), to `to` (count, two vectors): instead of what is there, or added to

@@ -1,7 +1,7 @@
 //! Linear layers: y (m, n) = x (m, k) W^T + bias, and the gated pair of the transformer's feed-forward.
 use super::activation::geglu_rows;
 use super::epilogue::{Epilogue, Finish};
-use super::gemm::Product;
+use super::gemm::{M_BLOCK, Product};
 use super::length;
 use super::packed::{Panels, Weights};
 use super::scratch::Scratch;
@@ -63,7 +63,7 @@ impl PackedLinear {
         assert_eq!(x.len(), length(&[m, k]), "input of {m} x {k}");
         assert_eq!(y.len(), length(&[m, n / 2]), "result of {m} x {}", n / 2);
         // As many rows as leave both halves in the last-level cache until they are joined: 8 MB.
-        let rows = ((2 << 20) / n).next_multiple_of(96).min(m).max(1);
+        let rows = ((2 << 20) / n).next_multiple_of(M_BLOCK).min(m).max(1);
         let mut both = Scratch::take(rows * n);
         for first in (0..m).step_by(rows) {
             let rows = rows.min(m - first);

@@ -36,6 +36,7 @@ mod scratch;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod traded;
 
 pub use activation::{geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionShape, attention};

@@ -28,6 +28,22 @@ impl Weights<'_> {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    pub(super) fn get(&self, i: usize) -> f32 {
+        match self {
+            Weights::F32(w) => w[i],
+            Weights::F16(w) => w[i].to_f32(),
+            Weights::BF16(w) => w[i].to_f32(),
+        }
+    }
+
+    /// The root of the mean square of some 4096 weights; 0 where there are none.
+    fn size(&self) -> f32 {
+        // an odd step meets every column and channel
+        let some = (0..self.len()).step_by(self.len().div_ceil(4096) | 1);
+        let count = some.len().max(1) as f32;
+        (some.map(|i| self.get(i).powi(2)).sum::<f32>() / count).sqrt()
+    }
 }
 
 #[derive(Clone)]
@@ -44,6 +60,8 @@ pub(super) struct Panels {
     pub n: usize,
     pub k: usize,
     pub width: usize,
+    /// About how large a weight is: the root of the mean square.
+    pub size: f32,
 }
 
 impl Panels {
@@ -64,6 +82,7 @@ impl Panels {
             n,
             k,
             width,
+            size: weights.size(),
         }
     }
 

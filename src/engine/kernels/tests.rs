@@ -57,6 +57,8 @@ fn linear_equals_its_definition_on_every_instruction_set() {
             (17, 17, 300),
             (97, 31, 513),
             (2, 1000, 40),
+            (150, 70, 328),
+            (9, 33, 1000),
         ] {
             let (w, x, bias) = (numbers(n * k, 1), numbers(m * k, 2), numbers(n, 3));
             let layer = PackedLinear::pack_for(isa, Weights::F32(&w), n, k, Some(&bias));
@@ -68,6 +70,41 @@ fn linear_equals_its_definition_on_every_instruction_set() {
                 "{isa:?} {m} {n} {k}: {}",
                 distance(&y, &expected)
             );
+        }
+    }
+}
+
+#[test]
+fn a_linear_layer_takes_every_number_of_rows() {
+    for &isa in Isa::available() {
+        for m in 1..30 {
+            let (n, k) = (40, 48);
+            let (w, x) = (numbers(n * k, 1), numbers(m * k, 2));
+            let (mut y, mut expected) = (vec![f32::NAN; m * n], vec![0.0; m * n]);
+            let layer = PackedLinear::pack_for(isa, Weights::F32(&w), n, k, None);
+            layer.run(&x, m, Epilogue::default(), &mut y);
+            linear_naive(&w, None, &x, k, &mut expected);
+            assert!(distance(&y, &expected) < SUMS, "{isa:?} {m}");
+        }
+    }
+}
+
+/// Where additions stand in for multiplications a small row would lose its digits to large weights, and a large mean to its square.
+#[test]
+fn a_row_keeps_its_digits_whatever_its_size_and_mean() {
+    for &isa in Isa::available() {
+        let (m, n, k) = (21, 50, 640);
+        let w: Vec<f32> = numbers(n * k, 1).iter().map(|w| 0.01 * w).collect();
+        let x: Vec<f32> = (numbers(m * k, 2).iter().enumerate())
+            .map(|(i, x)| (x + (i / k % 3) as f32) * 10f32.powi((i / k) as i32 - 10))
+            .collect();
+        let (mut y, mut expected) = (vec![f32::NAN; m * n], vec![0.0; m * n]);
+        let layer = PackedLinear::pack_for(isa, Weights::F32(&w), n, k, None);
+        layer.run(&x, m, Epilogue::default(), &mut y);
+        linear_naive(&w, None, &x, k, &mut expected);
+        for (i, (y, expected)) in y.chunks(n).zip(expected.chunks(n)).enumerate() {
+            let error = distance(y, expected);
+            assert!(error < SUMS, "{isa:?} row {i}: {error}");
         }
     }
 }

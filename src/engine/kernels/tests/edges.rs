@@ -114,8 +114,13 @@ fn attention_writes_every_number_at_the_edges_of_shapes() {
                 let (mut y, mut expected) = (vec![f32::NAN; q.len()], vec![0.0; q.len()]);
                 attention_for(isa, &q, &k, &v, shape, 0.5, &mut y);
                 attention_naive(&q, &k, &v, shape, 0.5, &mut expected);
-                let error = distance(&y, &expected);
-                assert!(error < SUMS, "{isa:?} {shape:?}: {error}");
+                // of the values, below one, whose mean may cancel
+                let error = y.iter().zip(&expected).map(|(y, e)| (y - e).abs());
+                assert!(
+                    error.clone().all(|error| error < 1e-6),
+                    "{isa:?} {shape:?}: {:?}",
+                    error.collect::<Vec<_>>()
+                );
             }
         }
     }
