@@ -5,6 +5,7 @@
 //! - 3x3 with stride 1, from 16 input channels and 4x4 pixels on: Winograd's F(4x4, 3x3) (`conv_winograd`), a quarter of the
 //!   multiplications
 //! - all others: a direct product whose rows are the taps' pixels where they lie (`gemm`), copied together a block at a time
+use super::conv_winograd::transformed_sizes;
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
 use super::input::{Lines, Parts};
@@ -43,6 +44,8 @@ pub struct PackedConv2d {
     pub(super) bias: Option<Vec<f32>>,
     /// Where taps beside the map point.
     pub(super) zeros: Vec<f32>,
+    /// About how large the weights are in each of Winograd's 36 places, where its products are `traded`.
+    pub(super) sizes: Option<Box<[f32; 36]>>,
 }
 
 /// What one call reads and how large its result is.
@@ -91,6 +94,7 @@ impl PackedConv2d {
             panels,
             bias: bias.map(<[f32]>::to_vec),
             zeros: vec![0.0; c],
+            sizes: transformed_sizes(isa, &shape, weight),
         }
     }
 

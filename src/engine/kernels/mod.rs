@@ -8,8 +8,8 @@
 //! - [`attention`]: softmax(Q K^T) V, tiled
 //! - [`norm`]: group norm with SiLU, layer norm
 //! - [`activation`]
-//! - below them: `gemm` (the product), `packed` (weights), `input` (what need not be one map), `epilogue` (what is folded into the
-//!   writes), `simd`, `scratch`
+//! - below them: `gemm` (the product), `traded` (its tile where additions cost nothing), `packed` (weights), `input` (what need not be one
+//!   map), `epilogue` (what is folded into the writes), `simd`, `scratch`
 //!
 //! Every layer has its definition beside it (`.._naive`), and `tests` compares them, and activations with theirs, on awkward sizes
 //! for every instruction set of the machine. Lengths that do not fit are a programmer's mistake and panic.

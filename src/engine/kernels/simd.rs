@@ -95,8 +95,8 @@ impl Isa {
 
 #[cfg(target_arch = "x86_64")]
 fn is_amd() -> bool {
-    // SAFETY: every x86-64 has the instruction.
     #[allow(unused_unsafe)] // safe in newer compilers
+    // SAFETY: every x86-64 has the instruction.
     let vendor = unsafe { std::arch::x86_64::__cpuid(0) };
     [vendor.ebx, vendor.edx, vendor.ecx]
         .map(u32::to_le_bytes)
