@@ -15,8 +15,11 @@ pub enum Target {
         path: PathBuf,
         overwrite: bool,
     },
-    /// This path or, where it is taken, the next free `stem-2.png`, `stem-3.png`, ...
-    New(PathBuf),
+    /// `free`, the first of `wanted.png`, `wanted-2.png`, `wanted-3.png`, ... that was free, or the first that is when it is written.
+    New {
+        wanted: PathBuf,
+        free: PathBuf,
+    },
 }
 
 /// What is at a target already.
@@ -101,9 +104,10 @@ impl Names {
                 if !self.rows {
                     let name = format!("{}-{}.png", slug(about.prompt), about.seed);
                     // Free now, so that what is written beside it beforehand has the picture's name.
-                    let free = free_names(folder.join(name)).find(|path| !path.exists());
+                    let wanted = folder.join(name);
+                    let free = free_names(wanted.clone()).find(|path| !path.exists());
                     let free = free.context("every name for the picture is taken")?;
-                    return Ok((Target::New(free), Found::Nothing));
+                    return Ok((Target::New { wanted, free }, Found::Nothing));
                 }
                 let name = format!("{:04}-{}.png", about.index, slug(about.prompt));
                 numbered(&folder.join(name), k, images)
@@ -205,7 +209,7 @@ impl Target {
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Stdout => None,
-            Self::Path { path, .. } | Self::New(path) => Some(path),
+            Self::Path { path, .. } | Self::New { free: path, .. } => Some(path),
         }
     }
 
@@ -237,7 +241,10 @@ impl Target {
                 }
                 Ok(Some(written))
             }
-            Self::New(path) => output::write_as_new(free_names(path.clone()), bytes).map(Some),
+            Self::New { wanted, free } => {
+                let names = std::iter::once(free.clone()).chain(free_names(wanted.clone()));
+                output::write_as_new(names, bytes).map(Some)
+            }
         }
     }
 }
@@ -328,18 +335,36 @@ mod tests {
         assert_eq!(free, names.map(PathBuf::from));
     }
 
-    #[test]
-    fn two_rows_may_not_have_one_name() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let output = Output::File(folder.path().join("cat.png"));
-        let about = About {
+    fn about_a_cat() -> About<'static> {
+        About {
             index: 1,
             seed: 7,
             prompt: "a cat",
             model: "m",
             scheduler: "ddim",
             steps: 3,
-        };
+        }
+    }
+
+    #[test]
+    fn a_number_that_was_taken_meanwhile_is_followed_by_the_next() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let name = |name: &str| folder.path().join(name);
+        std::fs::write(name("a-cat-7.png"), "earlier")?;
+        let output = Output::Folder(folder.path().to_owned());
+        let mut names = Names::new(false, false, false);
+        let (target, _) = names.target(Some(&output), false, &about_a_cat(), (0, 1))?;
+        assert_eq!(target.path(), Some(name("a-cat-7-2.png").as_path()));
+        std::fs::write(name("a-cat-7-2.png"), "another's")?;
+        assert_eq!(target.write(b"ours")?, Some(name("a-cat-7-3.png")));
+        Ok(())
+    }
+
+    #[test]
+    fn two_rows_may_not_have_one_name() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let output = Output::File(folder.path().join("cat.png"));
+        let about = about_a_cat();
         let mut names = Names::new(true, false, false);
         assert!(names.target(Some(&output), false, &about, (0, 1)).is_ok());
         let again = names.target(Some(&output), false, &about, (0, 1));
