@@ -276,7 +276,7 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the state, the log and pictures on the way")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "txt2img")
     parser.add_argument("--device", type=torch.device, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--pictures", type=int, default=50000)
+    parser.add_argument("--pictures", type=int, default=300000)
     parser.add_argument("--vae-steps", type=int, default=8000)
     parser.add_argument("--decoder-steps", type=int, default=1500)
     parser.add_argument("--picture-batch", type=int, default=16, help="pictures in a step of the autoencoder or of its decoder")
