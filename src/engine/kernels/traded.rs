@@ -194,6 +194,7 @@ impl Columns {
 }
 
 /// A tile: rows of a times the columns w.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other processor trades
 pub(super) struct Tile<'a> {
     /// Row r lies r * stride numbers on.
     pub a: *const f32,
@@ -217,6 +218,8 @@ impl Tile<'_> {
     pub unsafe fn begin(&self, rows: usize) {
         #[cfg(target_arch = "x86_64")]
         x86::begin(self, rows);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} rows on a processor that does not trade");
     }
 
     /// The product, added to what is at `to` times the factors.
@@ -226,6 +229,8 @@ impl Tile<'_> {
     pub unsafe fn go_on(&self, rows: usize) {
         #[cfg(target_arch = "x86_64")]
         x86::go_on(self, rows);
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("{rows} rows on a processor that does not trade");
     }
 }
 
