@@ -16,7 +16,7 @@ use super::gemm::{MOST_ROWS, tile};
 use super::length;
 use super::scratch::{Scratch, Shared};
 use super::simd::{Isa, Simd, exp2, kernel, prefetch};
-use super::traded::{Columns, STEP, Tile, add_own_terms, own_terms, power_of_two, rows_of_tile};
+use super::traded::{Columns, STEP, Tile, add_own_terms, own_terms, power_of_two};
 use rayon::prelude::*;
 
 /// Panels of queries, two vectors wide, that a task takes through the keys together.
@@ -88,7 +88,7 @@ pub(super) fn attention_for(
         .for_each(|(index, to)| {
             let from = |length: usize| index / heads * length * heads * d + index % heads * d;
             let (q, k, v) = (&q[from(lq)..], &k[from(lk)..], &v[from(lk)..]);
-            head.pack(q, k, v, shape, scale, to);
+            head.pack(isa, q, k, v, shape, scale, to);
         });
     let queries_of_task = PANELS * width;
     let tasks = lq.div_ceil(queries_of_task);
@@ -153,8 +153,10 @@ impl Head {
     }
 
     /// Of one head's queries, keys and values, which lie heads * d apart.
+    #[allow(clippy::too_many_arguments)] // those of attention
     fn pack(
         &self,
+        isa: Isa,
         q: &[f32],
         k: &[f32],
         v: &[f32],
@@ -192,8 +194,6 @@ impl Head {
                 *to = from * of_keys;
             }
             filling.fill(0.0);
-            let own = own_terms(&to[key * self.row..][..self.row]).map(|own| -own);
-            to[self.keys_own + 2 * key..][..2].copy_from_slice(&own);
         }
         // a cache line of each number's row at a time
         for first in (0..lk).step_by(LINE) {
@@ -210,12 +210,21 @@ impl Head {
                 to[i * KEYS + there..][..there.next_multiple_of(STEP) - there].fill(0.0);
             }
         }
-        for block in 0..lk.div_ceil(KEYS) {
-            let len = KEYS.min(lk - block * KEYS);
-            for i in 0..d {
-                let row = &to[self.values + (block * d + i) * KEYS..][..len.next_multiple_of(STEP)];
-                let own = own_terms(row).map(|own| -own);
-                to[self.values_own + 2 * (block * d + i)..][..2].copy_from_slice(&own);
+        if isa.trades() {
+            let mut take_down = |from: usize, len: usize, at: usize| {
+                let mut own = [0.0; 2];
+                // SAFETY: the slice is as long as said.
+                unsafe { own_terms(isa, to[from..][..len].as_ptr(), len, &mut own) };
+                to[at..][..2].copy_from_slice(&own.map(|own| -own));
+            };
+            for key in 0..lk {
+                take_down(key * self.row, self.row, self.keys_own + 2 * key);
+            }
+            for block in 0..lk.div_ceil(KEYS) {
+                let len = KEYS.min(lk - block * KEYS).next_multiple_of(STEP);
+                for i in block * d..(block + 1) * d {
+                    take_down(self.values + i * KEYS, len, self.values_own + 2 * i);
+                }
             }
         }
     }
@@ -284,7 +293,8 @@ kernel! {
                     // a query's own terms stay in its scores: the softmax takes them off with the largest
                     let columns = Columns::new::<S>([S::splat(0.0); 2]);
                     let own = packed.add(head.keys_own + 2 * key).cast();
-                    traded(keys, head.row, len, head.row, scaled, own, &columns, scores, false);
+                    let tile = Tile { a: keys, stride: head.row, len: head.row, w: scaled, own, columns: &columns, to: scores };
+                    tile.all(len, false);
                     largest_of::<S>(scores, len)
                 } else {
                     products::<S>(keys, head.row, len, head.row, scaled, scores, None)
@@ -302,14 +312,15 @@ kernel! {
                 for i in len * width..steps * width {
                     *scores.add(i) = f32::NEG_INFINITY;
                 }
-                let (factors, own) = soften::<S>(scores, steps, top, largest.add(panel * width), totals.add(panel * width));
+                let (factors, own) = soften::<S>(scores, steps, top, largest.add(panel * width), totals.add(panel * width), job.trades);
                 if job.trades {
                     let mut columns = Columns::new::<S>(own);
                     columns.factors.set::<S>(factors);
                     let own = packed.add(head.values_own + 2 * (key / KEYS * d)).cast();
-                    traded(values, KEYS, d, steps, scores, own, &columns, sums, true);
+                    let tile = Tile { a: values, stride: KEYS, len: steps, w: scores, own, columns: &columns, to: sums };
+                    tile.all(d, true);
                 } else {
-                    products::<S>(values, KEYS, d, steps, scores, sums, Some(factors));
+                    products::<S>(values, KEYS, d, len, scores, sums, Some(factors));
                 }
             }
         }
@@ -322,44 +333,6 @@ kernel! {
                 *row.add(p) = *from.add(p * width) * inverse;
             }
         }
-    }
-}
-
-/// As [`products`] does it, by `traded` tiles: `own` holds minus the own terms of a's rows.
-///
-/// # Safety
-/// As for [`products`], with len in whole steps; `own` is valid for count + MOST_ROWS numbers, and the processor trades.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // a tile's
-unsafe fn traded(
-    a: *const f32,
-    stride: usize,
-    count: usize,
-    len: usize,
-    w: *const f32,
-    own: *const [f32; 2],
-    columns: &Columns,
-    to: *mut f32,
-    goes_on: bool,
-) {
-    let mut i = 0;
-    while i < count {
-        let rows = rows_of_tile(count - i);
-        let tile = Tile {
-            a: a.add(i * stride),
-            stride,
-            len,
-            w,
-            own: own.add(i),
-            columns,
-            to: to.add(i * 32),
-        };
-        if goes_on {
-            tile.go_on(rows);
-        } else {
-            tile.begin(rows);
-        }
-        i += rows;
     }
 }
 
@@ -380,7 +353,7 @@ unsafe fn largest_of<S: Simd>(scores: *const f32, len: usize) -> [S::V; 2] {
 }
 
 /// Turns scores (len, width), whole steps, of which `top` are the largest, into weights 2^(score - largest). Gives the factors that bring what
-/// was summed before to the new largest, and the weights' own terms.
+/// was summed before to the new largest, and the weights' own terms if they are wanted.
 ///
 /// # Safety
 /// `scores` is valid for len * width numbers, `largest` and `totals` for width; and as for [`Simd`].
@@ -391,6 +364,7 @@ unsafe fn soften<S: Simd>(
     top: [S::V; 2],
     largest: *mut f32,
     totals: *mut f32,
+    trades: bool,
 ) -> ([S::V; 2], [S::V; 2]) {
     let (mut factors, mut own) = ([S::splat(0.0); 2], [S::splat(0.0); 2]);
     for half in 0..2 {
@@ -412,7 +386,9 @@ unsafe fn soften<S: Simd>(
                 S::store(at(j + i), p[i]);
                 sum[i % 2] = S::add(sum[i % 2], p[i]);
             }
-            own[half] = add_own_terms::<S>(half, p, own[half]);
+            if trades {
+                own[half] = add_own_terms::<S>(half, p, own[half]);
+            }
         }
         S::store(largest.add(lanes), now);
         S::store(totals.add(lanes), S::add(sum[0], sum[1]));

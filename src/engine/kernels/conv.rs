@@ -5,13 +5,13 @@
 //! - 3x3 with stride 1, from 16 input channels and 4x4 pixels on: Winograd's F(4x4, 3x3) (`conv_winograd`), a quarter of the
 //!   multiplications
 //! - all others: a direct product whose rows are the taps' pixels where they lie (`gemm`), copied together a block at a time
-use super::conv_winograd::transformed_sizes;
 use super::epilogue::{Epilogue, Finish};
 use super::gemm::Product;
 use super::input::{Lines, Parts};
 use super::length;
 use super::packed::{Panels, Weights};
 use super::simd::Isa;
+use super::winograd::transformed_sizes;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvShape {

@@ -1,8 +1,7 @@
 //! 3x3 convolutions with stride 1 by Winograd's F(4x4, 3x3) (Lavin & Gray 2016): a quarter of the multiplications.
 //!
 //! Y = A^T [ (G g G^T) . (B^T d B) ] A for each 4x4 tile of the result, its 6x6 pixels d of the input and each pair of
-//! channels; the 36 elementwise products, summed over input channels, are 36 matrix products. The points are
-//! 0, +-a, +-1/a and infinity with a = 1/sqrt 2: smaller constants than the usual 0, +-1, +-2, so fewer digits are lost.
+//! channels; the 36 elementwise products, summed over input channels, are 36 matrix products. The transforms stand in `winograd`.
 //!
 //! Where additions are to be had beside multiplications, the 36 products are `traded`: a tile's row of each is brought to the size of the
 //! weights there, and its results back when they are written. Measured (Zen 4): 0.90 to 0.93 of the time.
@@ -14,15 +13,14 @@
 //!
 //! Few channels, which come with large maps, make one block: the panel's weights are transformed once for a group of
 //! hundreds of tiles. Many are taken a block at a time, in the second-level cache beside the sums of fewer tiles.
-use super::conv::{Call, ConvShape, PackedConv2d};
+use super::conv::{Call, PackedConv2d};
 use super::epilogue::Finish;
 use super::gemm::tile;
-use super::packed::{Panels, Weights};
+use super::packed::Panels;
 use super::scratch::{Scratch, Shared};
-use super::simd::{Isa, Portable, Simd, kernel};
-use super::traded::{
-    Columns, STEP, Tile, measure, own_terms_of_columns, power_of_two, resize, rows_of_tile,
-};
+use super::simd::{Simd, kernel};
+use super::traded::{Columns, Tile, measure, own_terms_of_columns, power_of_two, resize};
+use super::winograd::{output_line, transform_input, transform_weights};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -54,11 +52,6 @@ impl Cut {
         }
     }
 }
-
-const A: f32 = std::f32::consts::FRAC_1_SQRT_2;
-const B: f32 = std::f32::consts::SQRT_2;
-const A2: f32 = 0.5;
-const B2: f32 = 2.0;
 
 /// Everything of one call that tiles share.
 struct Plan {
@@ -207,39 +200,6 @@ impl PackedConv2d {
     }
 }
 
-/// How large the weights are about in each of the 36 places: the root of the mean square of some 256 kernels. None where products are not
-/// traded.
-pub(super) fn transformed_sizes(
-    isa: Isa,
-    shape: &ConvShape,
-    weights: Weights<'_>,
-) -> Option<Box<[f32; 36]>> {
-    if !isa.trades()
-        || shape.kernel != (3, 3)
-        || shape.stride != 1
-        || !shape.in_channels.is_multiple_of(STEP)
-    {
-        return None;
-    }
-    let kernels = weights.len() / 9;
-    let mut squares = [0f32; 36];
-    // an odd step meets every column and channel
-    for kernel in (0..kernels).step_by(kernels.div_ceil(256) | 1) {
-        let g = |i: usize| [weights.get(9 * kernel + i); Portable::LANES];
-        // SAFETY: the portable set is everywhere, and of no pointer is any use made.
-        unsafe {
-            let columns = [0, 1, 2].map(|x| weight_line::<Portable>([g(x), g(3 + x), g(6 + x)]));
-            for y in 0..6 {
-                let line = weight_line::<Portable>([columns[0][y], columns[1][y], columns[2][y]]);
-                for x in 0..6 {
-                    squares[6 * y + x] += line[x][0].powi(2);
-                }
-            }
-        }
-    }
-    Some(Box::new(squares.map(f32::sqrt)))
-}
-
 /// What traded products know of the rows of the 36 matrices, from a tile on.
 struct Traded {
     /// From a block to the next they are `plan.group` apart, from a matrix to the next as many as the blocks have.
@@ -385,131 +345,6 @@ impl<'a> Transformed<'a> {
     }
 }
 
-/// B^T d
-///
-/// # Safety
-/// As for [`Simd`].
-#[inline(always)]
-unsafe fn input_line<S: Simd>(d: [S::V; 6]) -> [S::V; 6] {
-    let (minus_a2, minus_b2) = (S::splat(-A2), S::splat(-B2));
-    let p = S::fma(d[2], minus_b2, d[4]);
-    let q = S::mul(S::fma(d[1], minus_b2, d[3]), S::splat(A));
-    let r = S::fma(d[2], minus_a2, d[4]);
-    let s = S::mul(S::fma(d[1], minus_a2, d[3]), S::splat(B));
-    // a b = 1, so the outer coefficients are 1 and the middle one a^2 + b^2
-    let middle = S::splat(-(A2 + B2));
-    [
-        S::fma(d[2], middle, S::add(d[0], d[4])),
-        S::add(p, q),
-        S::sub(p, q),
-        S::add(r, s),
-        S::sub(r, s),
-        S::fma(d[3], middle, S::add(d[1], d[5])),
-    ]
-}
-
-/// A^T m
-///
-/// # Safety
-/// As for [`Simd`].
-#[inline(always)]
-unsafe fn output_line<S: Simd>(m: [S::V; 6]) -> [S::V; 4] {
-    let (a_sum, a_difference) = (S::add(m[1], m[2]), S::sub(m[1], m[2]));
-    let (b_sum, b_difference) = (S::add(m[3], m[4]), S::sub(m[3], m[4]));
-    [
-        S::add(m[0], S::add(a_sum, b_sum)),
-        S::fma(a_difference, S::splat(A), S::mul(b_difference, S::splat(B))),
-        S::fma(a_sum, S::splat(A2), S::mul(b_sum, S::splat(B2))),
-        S::add(
-            m[5],
-            S::fma(
-                a_difference,
-                S::splat(A * A2),
-                S::mul(b_difference, S::splat(B * B2)),
-            ),
-        ),
-    ]
-}
-
-/// G g
-///
-/// # Safety
-/// As for [`Simd`].
-#[inline(always)]
-unsafe fn weight_line<S: Simd>(g: [S::V; 3]) -> [S::V; 6] {
-    // 1 / (2 a^2 (a^2 - b^2)) (1, +-a, a^2) and 1 / (2 b^2 (b^2 - a^2)) (1, +-b, b^2)
-    let (fa, fb) = (1.0 / (2.0 * A2 * (A2 - B2)), 1.0 / (2.0 * B2 * (B2 - A2)));
-    let even_a = S::fma(g[2], S::splat(fa * A2), S::mul(g[0], S::splat(fa)));
-    let odd_a = S::mul(g[1], S::splat(fa * A));
-    let even_b = S::fma(g[2], S::splat(fb * B2), S::mul(g[0], S::splat(fb)));
-    let odd_b = S::mul(g[1], S::splat(fb * B));
-    [
-        g[0],
-        S::add(even_a, odd_a),
-        S::sub(even_a, odd_a),
-        S::add(even_b, odd_b),
-        S::sub(even_b, odd_b),
-        g[2],
-    ]
-}
-
-kernel! {
-    /// B^T d B of one tile, to the 36 matrices `step` apart.
-    ///
-    /// # Safety
-    /// Every pixel is valid for `channels` numbers, and so is `to` at each of the 36 steps.
-    fn transform_input[S](pixels: &[*const f32; 36], channels: usize, step: usize, to: *mut f32) {
-        let mut c = 0;
-        while c < channels {
-            let left = channels - c;
-            let mut columns = [[S::splat(0.0); 6]; 6];
-            for x in 0..6 {
-                let mut d = [S::splat(0.0); 6];
-                for y in 0..6 {
-                    d[y] = S::load_up_to(pixels[y * 6 + x].add(c), left);
-                }
-                columns[x] = input_line::<S>(d);
-            }
-            for y in 0..6 {
-                let mut d = [S::splat(0.0); 6];
-                for x in 0..6 {
-                    d[x] = columns[x][y];
-                }
-                let line = input_line::<S>(d);
-                for x in 0..6 {
-                    S::store_up_to(to.add((y * 6 + x) * step + c), line[x], left);
-                }
-            }
-            c += S::LANES;
-        }
-    }
-}
-
-kernel! {
-    /// G g G^T of some rows of a panel, to the 36 matrices `step` apart.
-    ///
-    /// # Safety
-    /// Every tap is valid for `len` numbers, a multiple of the lanes, and so is `to` at each of the 36 steps.
-    fn transform_weights[S](taps: &[*const f32; 9], len: usize, step: usize, to: *mut f32) {
-        for i in (0..len).step_by(S::LANES) {
-            let mut columns = [[S::splat(0.0); 6]; 3];
-            for x in 0..3 {
-                columns[x] = weight_line::<S>([
-                    S::load(taps[x].add(i)),
-                    S::load(taps[3 + x].add(i)),
-                    S::load(taps[6 + x].add(i)),
-                ]);
-            }
-            for y in 0..6 {
-                let line = weight_line::<S>([columns[0][y], columns[1][y], columns[2][y]]);
-                for x in 0..6 {
-                    S::store(to.add((y * 6 + x) * step + i), line[x]);
-                }
-            }
-        }
-    }
-}
-
 /// Three stacks of 36 matrices: the input of some tiles, a block of `len` channels of a panel, and their products.
 struct Stacks {
     /// (tiles, len), rows `plan.channels` apart
@@ -533,25 +368,16 @@ struct Stacks {
 /// and the processor trades.
 unsafe fn multiply_traded(plan: &Plan, stacks: &Stacks, own: *const [f32; 2], columns: &[Columns]) {
     for (xi, columns) in columns.iter().enumerate() {
-        let mut i = 0;
-        while i < stacks.tiles {
-            let rows = rows_of_tile(stacks.tiles - i);
-            let tile = Tile {
-                a: stacks.v.add(xi * plan.step + i * plan.channels),
-                stride: plan.channels,
-                len: stacks.len,
-                w: stacks.weights.add(xi * stacks.weights_step),
-                own: own.add(xi * plan.blocks * plan.group + i),
-                columns,
-                to: stacks.sums.add(xi * stacks.sums_step + i * 32),
-            };
-            if stacks.begins {
-                tile.begin(rows);
-            } else {
-                tile.go_on(rows);
-            }
-            i += rows;
-        }
+        let tile = Tile {
+            a: stacks.v.add(xi * plan.step),
+            stride: plan.channels,
+            len: stacks.len,
+            w: stacks.weights.add(xi * stacks.weights_step),
+            own: own.add(xi * plan.blocks * plan.group),
+            columns,
+            to: stacks.sums.add(xi * stacks.sums_step),
+        };
+        tile.all(stacks.tiles, !stacks.begins);
     }
 }
 

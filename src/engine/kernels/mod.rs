@@ -3,7 +3,7 @@
 //! Maps are channels last, (b, h, w, c), and contiguous; tokens are (b, length, features). Results do not depend on the
 //! number of threads, which is that of rayon's current pool, nor on what else is in the batch.
 //!
-//! - [`conv`]: convolutions; `conv_winograd` for 3x3 with stride 1
+//! - [`conv`]: convolutions; `conv_winograd` for 3x3 with stride 1, by the transforms in `winograd`
 //! - [`linear`]: linear layers and the gated feed-forward
 //! - [`attention`]: softmax(Q K^T) V, tiled
 //! - [`norm`]: group norm with SiLU, layer norm
@@ -37,6 +37,7 @@ mod simd;
 #[cfg(test)]
 mod tests;
 mod traded;
+mod winograd;
 
 pub use activation::{geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionShape, attention};

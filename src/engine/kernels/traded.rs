@@ -14,7 +14,7 @@
 //! Every second pair is taken with differences, -(w1 - a0) (w0 - a1), and its terms have the opposite sign: what rows and
 //! columns have as their mean falls out of the sums, but for one pair. The digits lost are those of |a|^2 + |w|^2 over |a| |w|, so that both
 //! sides should be about equally large: a power of two on one side costs no digits.
-use super::simd::Simd;
+use super::simd::{Simd, kernel};
 
 /// Numbers of k in a step: four pairs. Who comes with fewer fills up with zeros.
 pub(super) const STEP: usize = 8;
@@ -41,19 +41,6 @@ const PRODUCT_SIGNS: [[f32; 2 * STEP]; 2] = {
     }
     signs
 };
-
-/// What the pairs of a row, whole steps, add to its products with each half of the columns.
-pub(super) fn own_terms(row: &[f32]) -> [f32; 2] {
-    // two sums at a time, so that the additions need not wait for each other
-    let mut sums = [[0f32; 2]; 2];
-    for (i, x) in row.as_chunks::<STEP>().0.iter().enumerate() {
-        let pairs = [0, 1, 2, 3].map(|pair| x[2 * pair] * x[2 * pair + 1]);
-        let sums = &mut sums[i % 2];
-        sums[0] += pairs[0] - pairs[2] + pairs[3];
-        sums[1] += pairs[2] - pairs[1];
-    }
-    [0, 1].map(|half| sums[0][half] + sums[1][half])
-}
 
 /// A step's worth of one half of the columns, added to their own terms.
 ///
@@ -117,6 +104,16 @@ pub(super) unsafe fn measure<S: Simd>(row: *const f32, len: usize) -> (f32, [f32
         S::reduce_add(squares),
         terms.map(|terms| S::reduce_add(terms)),
     )
+}
+
+kernel! {
+    /// What the pairs of a row, whole steps, add to its products with each half of the columns.
+    ///
+    /// # Safety
+    /// `row` is valid for `len` numbers.
+    pub(super) fn own_terms[S](row: *const f32, len: usize, own: &mut [f32; 2]) {
+        *own = measure::<S>(row, len).1;
+    }
 }
 
 /// row * factor, in place.
@@ -194,6 +191,7 @@ impl Columns {
 }
 
 /// A tile: rows of a times the columns w.
+#[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // no other processor trades
 pub(super) struct Tile<'a> {
     /// Row r lies r * stride numbers on.
@@ -210,6 +208,29 @@ pub(super) struct Tile<'a> {
 }
 
 impl Tile<'_> {
+    /// The products of `count` rows, tile by tile: begun, or added to what is at `to` times the factors.
+    ///
+    /// # Safety
+    /// As for [`Tile::begin`], with any number of rows; where it is odd all that rows have is valid for one more.
+    pub unsafe fn all(&self, count: usize, goes_on: bool) {
+        let mut i = 0;
+        while i < count {
+            let rows = rows_of_tile(count - i);
+            let tile = Tile {
+                a: self.a.add(i * self.stride),
+                own: self.own.add(i),
+                to: self.to.add(i * 32),
+                ..*self
+            };
+            if goes_on {
+                tile.go_on(rows);
+            } else {
+                tile.begin(rows);
+            }
+            i += rows;
+        }
+    }
+
     /// The product of the first `rows` rows, to `to`.
     ///
     /// # Safety
@@ -226,7 +247,7 @@ impl Tile<'_> {
     ///
     /// # Safety
     /// As for [`Tile::begin`].
-    pub unsafe fn go_on(&self, rows: usize) {
+    unsafe fn go_on(&self, rows: usize) {
         #[cfg(target_arch = "x86_64")]
         x86::go_on(self, rows);
         #[cfg(not(target_arch = "x86_64"))]
@@ -303,35 +324,50 @@ mod x86 {
             )
         };
     }
-    macro_rules! traded_left {
-        ($sum:literal $op:literal $fma:literal $($place:literal)*) => {
-            traded!($sum "zmm24" "zmm26" $op $fma $($place)* "zmm28" "zmm29")
+    // A row's pair, of which `p` and `q` are the places, in both halves of the columns: with additions in the left one alone,
+    macro_rules! left {
+        ($p:literal $q:literal $a:literal $row:literal $left:literal $right:literal) => {
+            concat!(
+                traded!($left "zmm24" "zmm26" "vaddps" "vfmadd231ps" $a $p $q "zmm28" "zmm29"),
+                plain!($right "zmm25" "zmm27" $a $p $q),
+            )
         };
     }
-    macro_rules! traded_right {
-        ($sum:literal $op:literal $fma:literal $($place:literal)*) => {
-            traded!($sum "zmm25" "zmm27" $op $fma $($place)* "zmm30" "zmm31")
+    // with differences in the right one alone,
+    macro_rules! right {
+        ($p:literal $q:literal $a:literal $row:literal $left:literal $right:literal) => {
+            concat!(
+                plain!($left "zmm24" "zmm26" $a $p $q),
+                traded!($right "zmm25" "zmm27" "vsubps" "vfnmadd231ps" $a $p $q "zmm30" "zmm31"),
+            )
         };
     }
-    // The pairs of a step, as SIGNS has them.
-    macro_rules! pair0 {
-        ($a:literal $row:literal $left:literal $right:literal) => {
-            concat!(traded_left!($left "vaddps" "vfmadd231ps" $a "0" "4"), plain!($right "zmm25" "zmm27" $a "0" "4"))
+    // with differences in the left one and additions in the right.
+    macro_rules! both {
+        ($p:literal $q:literal $a:literal $row:literal $left:literal $right:literal) => {
+            concat!(
+                traded!($left "zmm24" "zmm26" "vsubps" "vfnmadd231ps" $a $p $q "zmm28" "zmm29"),
+                traded!($right "zmm25" "zmm27" "vaddps" "vfmadd231ps" $a $p $q "zmm30" "zmm31"),
+            )
         };
     }
-    macro_rules! pair1 {
-        ($a:literal $row:literal $left:literal $right:literal) => {
-            concat!(plain!($left "zmm24" "zmm26" $a "8" "12"), traded_right!($right "vsubps" "vfnmadd231ps" $a "8" "12"))
-        };
-    }
-    macro_rules! pair2 {
-        ($a:literal $row:literal $left:literal $right:literal) => {
-            concat!(traded_left!($left "vsubps" "vfnmadd231ps" $a "16" "20"), traded_right!($right "vaddps" "vfmadd231ps" $a "16" "20"))
-        };
-    }
-    macro_rules! pair3 {
-        ($a:literal $row:literal $left:literal $right:literal) => {
-            concat!(traded_left!($left "vaddps" "vfmadd231ps" $a "24" "28"), plain!($right "zmm25" "zmm27" $a "24" "28"))
+    /// The four vectors of a pair of k.
+    macro_rules! columns {
+        ($at:literal) => {
+            concat!(
+                "vmovups zmm24, [rcx + ",
+                $at,
+                "]\n",
+                "vmovups zmm25, [rcx + ",
+                $at,
+                " + 64]\n",
+                "vmovups zmm26, [rcx + ",
+                $at,
+                " + 128]\n",
+                "vmovups zmm27, [rcx + ",
+                $at,
+                " + 192]\n",
+            )
         };
     }
     /// A row's sums begin with its own terms and the columns',
@@ -386,26 +422,15 @@ mod x86 {
             asm!(
                 concat!($($start!($($row)*)),*),
                 "2:",
-                "vmovups zmm24, [rcx]",
-                "vmovups zmm25, [rcx + 64]",
-                "vmovups zmm26, [rcx + 128]",
-                "vmovups zmm27, [rcx + 192]",
-                concat!($(pair0!($($row)*)),*),
-                "vmovups zmm24, [rcx + 256]",
-                "vmovups zmm25, [rcx + 320]",
-                "vmovups zmm26, [rcx + 384]",
-                "vmovups zmm27, [rcx + 448]",
-                concat!($(pair1!($($row)*)),*),
-                "vmovups zmm24, [rcx + 512]",
-                "vmovups zmm25, [rcx + 576]",
-                "vmovups zmm26, [rcx + 640]",
-                "vmovups zmm27, [rcx + 704]",
-                concat!($(pair2!($($row)*)),*),
-                "vmovups zmm24, [rcx + 768]",
-                "vmovups zmm25, [rcx + 832]",
-                "vmovups zmm26, [rcx + 896]",
-                "vmovups zmm27, [rcx + 960]",
-                concat!($(pair3!($($row)*)),*),
+                // the pairs of a step, as SIGNS has them
+                columns!("0"),
+                concat!($(left!("0" "4" $($row)*)),*),
+                columns!("256"),
+                concat!($(right!("8" "12" $($row)*)),*),
+                columns!("512"),
+                concat!($(both!("16" "20" $($row)*)),*),
+                columns!("768"),
+                concat!($(left!("24" "28" $($row)*)),*),
                 "add r8, 32",
                 "add r9, 32",
                 "add r10, 32",

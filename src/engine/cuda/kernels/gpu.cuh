@@ -162,8 +162,9 @@ template <class T, int N> struct alignas(sizeof(T) * N) Vector {
 const int LINE = 64;
 INLINE int chunk_at(int line, int chunk) { return line * LINE + ((chunk ^ line % 8) * 8); }
 
-// For the products of groups of warps: a matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of 16 bytes swapped by the row; of it the
-// 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next, swizzle of 128 bytes.)
+// For the products of groups of warps: a matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of
+// 16 bytes swapped by the row; of it the 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next,
+// swizzle of 128 bytes.)
 INLINE uint64_t group_matrix(const void *rows, int step) {
     return (uint64_t)((shared_address(rows) & 0x3ffff) >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
