@@ -119,8 +119,10 @@ def latents(args, vae, drawn):
     batch = 1000 if args.device.type == "cuda" else 200
 
     def make(path):
+        torch.set_num_threads(args.threads * workers()[1])  # the others wait
         with torch.no_grad():
             z = [vae.encode(as_pixels(drawn[i : i + batch])).latent_dist.mean for i in range(0, len(drawn), batch)]
+        torch.set_num_threads(args.threads)
         torch.save(torch.cat(z).contiguous() * vae.config.scaling_factor, path)
         log(args.work, f"scaling factor {vae.config.scaling_factor}")
 
@@ -204,9 +206,9 @@ def train_unet(args, lesson, vae):
     unet = UNet2DConditionModel.from_pretrained(args.go_on_from, subfolder="unet", torch_dtype=torch.float32).train() if args.go_on_from else make_unet()
     unet.to(args.device, memory_format=torch.channels_last)
     log(args.work, f"unet: {sum(p.numel() for p in unet.parameters())} parameters, latents deviate by {lesson.x.std():.3f}; watched: {watched}")
-    unet = fit("unet", unet, lesson.plain, args.unet_steps, args.unet_rate, args.work, average=0.999, cooldown=0, look=look, look_every=500)
+    unet = fit("unet", unet, lesson.plain, args.unet_steps, args.unet_rate, args.work, average=0.999, cooldown=0, look=look, look_every=3000)
     unet.requires_grad_(True).train()
-    return fit("guided", unet, lesson.guided, args.guided_steps, args.guided_rate, args.work, average=0.998, cooldown=0.6, look=lambda unet, step: look(unet, step, "guided"), look_every=500)
+    return fit("guided", unet, lesson.guided, args.guided_steps, args.guided_rate, args.work, average=0.998, cooldown=0.6, look=lambda unet, step: look(unet, step, "guided"), look_every=3500)
 
 
 # The decoder once more, on latents that the UNet made: it learns what they stand for, their faults too.

@@ -265,7 +265,7 @@ fn one_repository_may_be_two_parts_of_a_run() {
     hub.asked();
     let run = draw(&hub, &folder, &twice);
     drew(&run);
-    assert!(!run.stderr.contains("another process"), "{}", run.stderr);
+    assert!(!run.stderr.contains("waiting for it"), "{}", run.stderr);
     let gets = hub.asked();
     for part in ["/cdn/owner/vae/", "/cdn/owner/lora/"] {
         let gets = gets.iter().filter(|line| line.contains(part));

@@ -5,12 +5,15 @@
 // Memory is NaN when it is given out and again when it is given back. A recording keeps its blocks at their addresses, forgets what they held
 // before each start, and takes no copy to or from the host, no waiting, and no block of outside to be given back, as the driver.
 //
-//   STAND_IN_SAYS=1    tells at the end of blocks that were never given back, and of launches and recordings
+//   STAND_IN_SAYS=1    tells at the end of blocks that were never given back, of the most that was held at once, of launches and recordings
+//   STAND_IN_COUNTS=1  leaves out work of more than one block or 4096 bytes, so that the memory of large checkpoints can be counted; pictures
+//                      are one colour
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
 //   STAND_IN_MEMORY=N  bytes that are given out at once; more is CUDA_ERROR_OUT_OF_MEMORY
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <stdio.h>
 #include <stdlib.h>
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <string>
@@ -25,23 +28,39 @@ int refuse(int status, const char *why) {
     return status;
 }
 
+const bool counts = getenv("STAND_IN_COUNTS");
+
+bool left_out(size_t bytes) { return counts && bytes > 4096; }
+
 using Work = std::function<void()>;
 struct Block {
     char *at;
     size_t bytes;
 
-    void forget() const { memset(at, 0xff, bytes); }
+    void forget() const {
+        if (!counts) memset(at, 0xff, bytes);
+    }
 };
 struct Graph {
     std::vector<Work> steps;
     std::vector<Block> blocks;
+    size_t held = 0, most = 0; // bytes of its blocks between their beginning and end
     int starts = 0;
 };
 
 Graph *recording; // or null
 std::map<char *, Block> given;
-size_t given_bytes;
+size_t given_bytes;    // outside of recordings
+size_t recorded_bytes; // what the recordings hold at most
+size_t kept_bytes;     // what is kept for recordings until it is trimmed
+size_t most_bytes;     // of all, at once
 long launches;
+
+void hold(size_t &bytes, long more) {
+    bytes += more;
+    kept_bytes = std::max(kept_bytes, recorded_bytes);
+    most_bytes = std::max(most_bytes, given_bytes + kept_bytes);
+}
 
 // Whether the recording has failed.
 bool failed() {
@@ -61,7 +80,7 @@ struct AtTheEnd {
         if (!getenv("STAND_IN_SAYS")) return;
         size_t bytes = 0;
         for (auto &entry : given) bytes += entry.second.bytes;
-        fprintf(stderr, "stand-in: %zu blocks of %zu bytes not given back; %ld launches\n", given.size(), bytes, launches);
+        fprintf(stderr, "stand-in: %zu blocks of %zu bytes not given back, %zu bytes at most at once; %ld launches\n", given.size(), bytes, most_bytes, launches);
     }
 } at_the_end;
 
@@ -252,51 +271,64 @@ int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuGetErrorName(int, const char **text) { *text = "an error of the stand-in"; return SUCCESS; }
 int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCESS; }
 
-int cuDeviceGraphMemTrim(int) { return SUCCESS; }
+int cuDeviceGraphMemTrim(int) { kept_bytes = recorded_bytes; return SUCCESS; }
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
     const char *memory = getenv("STAND_IN_MEMORY");
     if (memory && !recording && given_bytes + bytes > (size_t)atoll(memory)) return OUT_OF_MEMORY;
-    const Block block = {(char *)aligned_alloc(256, (bytes + 511) / 256 * 256), bytes};
+    const Block block = {(char *)(counts ? calloc(bytes, 1) : aligned_alloc(256, (bytes + 511) / 256 * 256)), bytes};
     *at = block.at;
     if (const int status = submit([=] { block.forget(); })) {
         free(block.at);
         return status;
     }
-    if (recording) recording->blocks.push_back(block);
-    else given[block.at] = block, given_bytes += bytes;
+    if (recording) {
+        recording->blocks.push_back(block);
+        recording->held += bytes;
+        recording->most = std::max(recording->most, recording->held);
+    } else {
+        given[block.at] = block;
+        hold(given_bytes, bytes);
+    }
     return SUCCESS;
 }
 int cuMemFreeAsync(char *at, void *) {
     if (failed()) return CAPTURE_INVALIDATED;
     if (recording) {
         for (const Block &block : recording->blocks)
-            if (block.at == at) return submit([=] { block.forget(); });
+            if (block.at == at) {
+                recording->held -= block.bytes;
+                return submit([=] { block.forget(); });
+            }
         return refuse(CAPTURE_UNSUPPORTED, "a recording gives back a block of outside");
     }
     const auto entry = given.find(at);
     if (entry == given.end()) return refuse(INVALID_VALUE, "a block is given back that was not given out");
     entry->second.forget();
-    given_bytes -= entry->second.bytes;
+    hold(given_bytes, -(long)entry->second.bytes);
     free(at);
     given.erase(entry);
     return SUCCESS;
 }
 int cuMemcpyHtoDAsync_v2(char *to, const void *from, size_t bytes, void *) {
     if (recording) return refuse(CAPTURE_UNSUPPORTED, "a copy from the host in a recording");
-    memcpy(to, from, bytes);
+    if (!left_out(bytes)) memcpy(to, from, bytes);
     return SUCCESS;
 }
 int cuMemcpyDtoHAsync_v2(void *to, const char *from, size_t bytes, void *) {
     if (recording) return refuse(CAPTURE_UNSUPPORTED, "a copy to the host in a recording");
-    memcpy(to, from, bytes);
+    left_out(bytes) ? memset(to, 0, bytes) : memcpy(to, from, bytes);
     return SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(char *to, const char *from, size_t bytes, void *) {
-    return submit([=] { memcpy(to, from, bytes); });
+    return submit([=] {
+        if (!left_out(bytes)) memcpy(to, from, bytes);
+    });
 }
 int cuMemsetD8Async(char *to, unsigned char value, size_t bytes, void *) {
-    return submit([=] { memset(to, value, bytes); });
+    return submit([=] {
+        if (!left_out(bytes)) memset(to, value, bytes);
+    });
 }
 
 int cuStreamCreate(void **handle, unsigned) { HANDLE(2); }
@@ -316,7 +348,10 @@ int cuStreamEndCapture(void *, void **handle) {
     return valid ? SUCCESS : CAPTURE_INVALIDATED;
 }
 int cuStreamIsCapturing(void *, int *status) { *status = recording ? 1 : 0; return SUCCESS; }
-int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) { HANDLE(graph); }
+int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) {
+    hold(recorded_bytes, ((Graph *)graph)->most);
+    HANDLE(graph);
+}
 int cuGraphLaunch(void *handle, void *) {
     Graph &graph = *(Graph *)handle;
     graph.starts++;
@@ -328,6 +363,7 @@ int cuGraphDestroy(void *handle) {
     Graph *graph = (Graph *)handle;
     if (getenv("STAND_IN_SAYS")) fprintf(stderr, "stand-in: a recording of %zu steps was started %d times\n", graph->steps.size(), graph->starts);
     for (const Block &block : graph->blocks) free(block.at);
+    hold(recorded_bytes, -(long)graph->most);
     delete graph;
     return SUCCESS;
 }
@@ -342,6 +378,7 @@ int cuFuncSetAttribute(void *, int attribute, int value) {
 int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void *, void **given, void **) {
     const std::string &name = *(const std::string *)function;
     launches++;
+    if (gx * gy * gz > 1 && left_out(SIZE_MAX)) return submit([] {});
     if (const emulator::Kernel *kernel = emulator::Kernel::find(name.c_str())) {
         const std::vector<char> args((char *)given[0], (char *)given[0] + kernel->args_bytes);
         return submit([=] {

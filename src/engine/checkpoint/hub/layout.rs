@@ -97,7 +97,8 @@ impl Layout {
         write().with_context(|| unwritable(&path))
     }
 
-    /// Waits until no other process writes this blob; the lock ends with the file that is returned, or with the process.
+    /// Waits until nobody else writes this blob, be it another process or a second file of the same bytes. The lock ends with the file that
+    /// is returned, or with the process.
     pub fn lock(&self, etag: &str, name: &str) -> Result<File> {
         let folder = self.cache.join(".locks").join(&self.name);
         let path = folder.join(format!("{etag}.lock"));
@@ -108,7 +109,7 @@ impl Layout {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                tracing::info!("{name} is being downloaded by another process: waiting for it");
+                tracing::info!("{name} is being downloaded already: waiting for it");
                 file.lock().with_context(|| unwritable(&path))?;
             }
             // Some network file systems have no locks. The blob's hash still tells whether two have mixed their bytes.
