@@ -9,7 +9,23 @@
 //! | `Zen4`: the same, products by `traded` | 16 | 12 | Zen 4 |
 //! | `Avx512` (F and DQ) | 16 | 12 | Zen 4 |
 //! | `Avx2` (with FMA, F16C) | 8 | 6 | Zen 3 |
-//! | `Portable` | 4 | 6 | Zen 3; on aarch64 the compiler turns it into NEON (untried) |
+//! | `Neon` | 4 | 12 | an emulator (QEMU), never timed |
+//! | `Portable` | 4 | 6 | Zen 3 |
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
+pub use portable::Portable;
 use std::sync::OnceLock;
 
 /// An instruction set the kernels are compiled for.
@@ -23,6 +39,8 @@ pub enum Set {
     /// AVX-512 on a processor that adds beside its multiplications: AMD's, from Zen 4 on.
     #[cfg(target_arch = "x86_64")]
     Zen4,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// An instruction set that this processor has. Only [`Isa::available`] makes one, of what it detected, so an `Isa` in hand is
@@ -60,6 +78,8 @@ impl Isa {
                     found.push(Isa(Set::Avx2));
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            found.push(Isa(Set::Neon));
             found.push(Isa(Set::Portable));
             found
         })
@@ -89,6 +109,8 @@ impl Isa {
             Set::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
             Set::Avx512 | Set::Zen4 => Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            Set::Neon => Neon::LANES,
         }
     }
 }
@@ -165,299 +187,6 @@ pub trait Simd: Copy {
     }
 }
 
-/// Four lanes in plain code. Without a fused instruction `mul_add` would call the C library, so it multiplies and adds.
-#[derive(Clone, Copy)]
-pub struct Portable;
-
-#[inline(always)]
-fn lanes4(f: impl Fn(usize) -> f32) -> [f32; 4] {
-    [f(0), f(1), f(2), f(3)]
-}
-
-impl Simd for Portable {
-    type V = [f32; 4];
-    const LANES: usize = 4;
-    const TILE_ROWS: usize = 6;
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> Self::V {
-        [x; 4]
-    }
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> Self::V {
-        p.cast::<[f32; 4]>().read_unaligned()
-    }
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: Self::V) {
-        p.cast::<[f32; 4]>().write_unaligned(v)
-    }
-    #[inline(always)]
-    unsafe fn load_partial(p: *const f32, len: usize) -> Self::V {
-        lanes4(|i| if i < len { *p.add(i) } else { 0.0 })
-    }
-    #[inline(always)]
-    unsafe fn store_partial(p: *mut f32, v: Self::V, len: usize) {
-        for (i, x) in v.iter().enumerate().take(len) {
-            *p.add(i) = *x;
-        }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(p: *const u16) -> Self::V {
-        lanes4(|i| half::f16::from_bits(*p.add(i)).to_f32())
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> Self::V {
-        lanes4(|i| f32::from_bits(u32::from(*p.add(i)) << 16))
-    }
-    #[inline(always)]
-    unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| a[i] + b[i])
-    }
-    #[inline(always)]
-    unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| a[i] - b[i])
-    }
-    #[inline(always)]
-    unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| a[i] * b[i])
-    }
-    #[inline(always)]
-    unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| a[i] / b[i])
-    }
-    #[inline(always)]
-    unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
-            lanes4(|i| a[i].mul_add(b[i], c[i]))
-        } else {
-            lanes4(|i| a[i] * b[i] + c[i])
-        }
-    }
-    #[inline(always)]
-    unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| if a[i] > b[i] { a[i] } else { b[i] })
-    }
-    #[inline(always)]
-    unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-        lanes4(|i| if a[i] < b[i] { a[i] } else { b[i] })
-    }
-    #[inline(always)]
-    unsafe fn scale_by_power(x: Self::V, n: Self::V) -> Self::V {
-        lanes4(|i| f32::from_bits(x[i].to_bits().wrapping_add(((n[i] as i32) << 23) as u32)))
-    }
-    #[inline(always)]
-    unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
-        // whole numbers may come out as n - 1 and 1
-        let n = Self::round(Self::sub(x, Self::splat(0.5)));
-        (n, Self::sub(x, n))
-    }
-    #[inline(always)]
-    unsafe fn round(x: Self::V) -> Self::V {
-        // 1.5 * 2^23: adding it leaves no bits for the fraction, and SSE2 has no rounding instruction.
-        const SHIFT: f32 = 12582912.0;
-        lanes4(|i| (x[i] + SHIFT) - SHIFT)
-    }
-    #[inline(always)]
-    unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V {
-        lanes4(|i| if a[i] < b[i] { then[i] } else { otherwise[i] })
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::Simd;
-    use std::arch::x86_64::*;
-
-    #[derive(Clone, Copy)]
-    pub struct Avx2;
-
-    /// `len` leading ones: a window into this table.
-    static MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
-
-    /// # Safety
-    /// len <= 8, and the processor has AVX2.
-    #[inline(always)]
-    unsafe fn mask(len: usize) -> __m256i {
-        _mm256_loadu_si256(MASKS.as_ptr().add(8 - len).cast())
-    }
-
-    impl Simd for Avx2 {
-        type V = __m256;
-        const LANES: usize = 8;
-        const TILE_ROWS: usize = 6;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self::V {
-            _mm256_set1_ps(x)
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self::V {
-            _mm256_loadu_ps(p)
-        }
-        #[inline(always)]
-        unsafe fn store(p: *mut f32, v: Self::V) {
-            _mm256_storeu_ps(p, v)
-        }
-        #[inline(always)]
-        unsafe fn load_partial(p: *const f32, len: usize) -> Self::V {
-            _mm256_maskload_ps(p, mask(len))
-        }
-        #[inline(always)]
-        unsafe fn store_partial(p: *mut f32, v: Self::V, len: usize) {
-            _mm256_maskstore_ps(p, mask(len), v)
-        }
-        #[inline(always)]
-        unsafe fn load_f16(p: *const u16) -> Self::V {
-            _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(p: *const u16) -> Self::V {
-            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
-        }
-        #[inline(always)]
-        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_add_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_sub_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_mul_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_div_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-            _mm256_fmadd_ps(a, b, c)
-        }
-        #[inline(always)]
-        unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_max_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-            _mm256_min_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn scale_by_power(x: Self::V, n: Self::V) -> Self::V {
-            let shift = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
-            _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), shift))
-        }
-        #[inline(always)]
-        unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
-            let n = _mm256_floor_ps(x);
-            (n, _mm256_sub_ps(x, n))
-        }
-        #[inline(always)]
-        unsafe fn round(x: Self::V) -> Self::V {
-            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
-        }
-        #[inline(always)]
-        unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V {
-            _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))
-        }
-        #[inline(always)]
-        unsafe fn reduce_add(v: Self::V) -> f32 {
-            let q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-            let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
-            _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps::<1>(d, d)))
-        }
-    }
-
-    #[derive(Clone, Copy)]
-    pub struct Avx512;
-
-    impl Simd for Avx512 {
-        type V = __m512;
-        const LANES: usize = 16;
-        const TILE_ROWS: usize = 12;
-        #[inline(always)]
-        unsafe fn splat(x: f32) -> Self::V {
-            _mm512_set1_ps(x)
-        }
-        #[inline(always)]
-        unsafe fn load(p: *const f32) -> Self::V {
-            _mm512_loadu_ps(p)
-        }
-        #[inline(always)]
-        unsafe fn store(p: *mut f32, v: Self::V) {
-            _mm512_storeu_ps(p, v)
-        }
-        #[inline(always)]
-        unsafe fn load_partial(p: *const f32, len: usize) -> Self::V {
-            _mm512_maskz_loadu_ps(((1u32 << len) - 1) as u16, p)
-        }
-        #[inline(always)]
-        unsafe fn store_partial(p: *mut f32, v: Self::V, len: usize) {
-            _mm512_mask_storeu_ps(p, ((1u32 << len) - 1) as u16, v)
-        }
-        #[inline(always)]
-        unsafe fn load_f16(p: *const u16) -> Self::V {
-            _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
-        }
-        #[inline(always)]
-        unsafe fn load_bf16(p: *const u16) -> Self::V {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        }
-        #[inline(always)]
-        unsafe fn add(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_add_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn sub(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_sub_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn mul(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_mul_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn div(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_div_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
-            _mm512_fmadd_ps(a, b, c)
-        }
-        #[inline(always)]
-        unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_max_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn min(a: Self::V, b: Self::V) -> Self::V {
-            _mm512_min_ps(a, b)
-        }
-        #[inline(always)]
-        unsafe fn scale_by_power(x: Self::V, n: Self::V) -> Self::V {
-            _mm512_scalef_ps(x, n)
-        }
-        #[inline(always)]
-        unsafe fn split(x: Self::V) -> (Self::V, Self::V) {
-            // the scaling takes the floor of its power by itself
-            const DOWN: i32 = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
-            (x, _mm512_reduce_ps::<DOWN>(x))
-        }
-        #[inline(always)]
-        unsafe fn round(x: Self::V) -> Self::V {
-            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x)
-        }
-        #[inline(always)]
-        unsafe fn if_less(a: Self::V, b: Self::V, then: Self::V, otherwise: Self::V) -> Self::V {
-            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), otherwise, then)
-        }
-        #[inline(always)]
-        unsafe fn reduce_add(v: Self::V) -> f32 {
-            _mm512_reduce_add_ps(v)
-        }
-    }
-}
-#[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
-
 /// Compiles a function over [`Simd`] once per instruction set; the first argument of the result chooses.
 ///
 /// `kernel! { pub fn name[S](x: *const f32) { .. S::load(x) .. } }` gives `pub unsafe fn name(isa: Isa, x: *const f32)`. What its
@@ -490,6 +219,8 @@ macro_rules! kernel {
                 Set::Avx512 | Set::Zen4 => avx512($($arg),*),
                 #[cfg(target_arch = "x86_64")]
                 Set::Avx2 => avx2($($arg),*),
+                #[cfg(target_arch = "aarch64")]
+                Set::Neon => body::<$crate::engine::kernels::simd::Neon>($($arg),*),
                 Set::Portable => body::<$crate::engine::kernels::simd::Portable>($($arg),*),
             }
         }
