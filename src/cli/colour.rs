@@ -1,8 +1,9 @@
 //! Whether there is colour, for the log and the help alike.
+use console::Term;
 
 /// By the usual variables: NO_COLOR (no-color.org), CLICOLOR and CLICOLOR_FORCE (bixense.com/clicolors). Without them a
-/// `terminal` has colour where it has a name.
-pub fn is_wanted(terminal: bool) -> bool {
+/// stream that is a terminal has colour, if the terminal takes any.
+pub fn is_wanted(stream: &Term) -> bool {
     let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     if set("NO_COLOR").is_some() {
         return false;
@@ -11,6 +12,17 @@ pub fn is_wanted(terminal: bool) -> bool {
     match (is_zero("CLICOLOR_FORCE"), is_zero("CLICOLOR")) {
         (Some(false), _) => true,
         (_, Some(true)) => false,
-        _ => terminal && set("TERM").is_none_or(|name| name != "dumb"),
+        _ => stream.is_term() && takes_colour(stream),
     }
+}
+
+#[cfg(not(windows))]
+fn takes_colour(_terminal: &Term) -> bool {
+    std::env::var_os("TERM").is_none_or(|name| name != "dumb")
+}
+
+/// A console of Windows is told to take the codes of colours by being asked.
+#[cfg(windows)]
+fn takes_colour(terminal: &Term) -> bool {
+    terminal.features().colors_supported()
 }

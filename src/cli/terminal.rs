@@ -2,6 +2,7 @@
 use super::{ask, colour, usage::one_line};
 use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
+use console::Term;
 use std::fmt;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::Arc;
@@ -87,7 +88,7 @@ impl Terminal {
                     .and_then(Result::ok)
                     .unwrap_or_else(|| EnvFilter::new(default)),
             )
-            .with_ansi(colour::is_wanted(io::stderr().is_terminal()))
+            .with_ansi(colour::is_wanted(&Term::stderr()))
             .log_internal_errors(false)
             .with_span_events(if verbose > 0 {
                 FmtSpan::CLOSE

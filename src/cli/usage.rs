@@ -2,8 +2,9 @@
 use super::colour;
 use crate::engine::{kernels, memory};
 use clap::error::ErrorKind;
+use console::Term;
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Prints what clap found: help and version to stdout with exit code 0, all else to stderr with 2.
@@ -13,11 +14,11 @@ pub fn report(err: &clap::Error) -> ExitCode {
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             let (mut out, mut errors) = (std::io::stdout(), std::io::stderr());
-            let terminal = match err.use_stderr() {
-                true => errors.is_terminal(),
-                false => out.is_terminal(),
+            let stream = match err.use_stderr() {
+                true => Term::stderr(),
+                false => Term::stdout(),
             };
-            let text = match colour::is_wanted(terminal) {
+            let text = match colour::is_wanted(&stream) {
                 true => err.render().ansi().to_string(),
                 false => err.render().to_string(),
             };

@@ -298,6 +298,7 @@ fn shards_in_processes_of_their_own_make_the_files_of_one_run() {
 }
 
 /// The commands in quotes of the README that draw the shard of a machine.
+#[cfg(unix)]
 fn shard_lines() -> Vec<String> {
     let readme = include_str!("../../README.md");
     let quoted = readme

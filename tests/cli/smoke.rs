@@ -4,9 +4,8 @@ use crate::support::{Folder, Run, asset, copy};
 use clap::ValueEnum;
 use diffuse::engine::schedulers::SchedulerKind;
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 /// `diffuse ddpm` or `diffuse txt2img` on its small checkpoint in 3 steps.
 fn args<'a>(command: &'a str, more: &[&'a str]) -> Vec<String> {
@@ -302,6 +301,9 @@ fn a_full_stdout_is_a_failure() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_exits_130_and_leaves_whole_pictures_alone() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Command;
+
     let folder = Folder::new();
     let mut child = folder
         .command(args("ddpm", &["-n", "100000", "-o", "a.png", "-q"]))

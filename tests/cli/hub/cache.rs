@@ -1,5 +1,7 @@
 //! The cache: what is downloaded and what is not, where it lies, and that it is enough afterwards.
-use super::server::{COMMIT, DRAW, Hub, UNET, git_hash, sha256};
+use super::server::{COMMIT, DRAW, Hub, UNET};
+#[cfg(unix)]
+use super::server::{git_hash, sha256};
 use crate::support::{Folder, Run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -248,6 +250,7 @@ fn a_cache_that_cannot_be_written_is_told() {
 }
 
 /// The hash that a picture of the tiny model remembers of the UNet's weights.
+#[cfg(unix)]
 fn remembered(folder: &Folder, args: &[&str]) -> String {
     let args = [args, &["--overwrite", "-o", "a.png"]].concat();
     drew(&folder.run(&args));
