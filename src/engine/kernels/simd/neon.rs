@@ -66,6 +66,7 @@ impl Simd for Neon {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V {
         vfmaq_f32(c, a, b)
     }
+    // What is no number goes the way that it goes on the other sets: the processor's own max and min hand it on.
     #[inline(always)]
     unsafe fn max(a: Self::V, b: Self::V) -> Self::V {
         Self::if_less(b, a, a, b)
