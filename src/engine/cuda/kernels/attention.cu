@@ -237,11 +237,11 @@ template <class T, int D> INLINE void attention_groups(const Attention &a) {
     const int row = first + warp * 16 + lane / 4; // and the eighth after it
     load();
     for (int tile = 0; tile < tiles; tile++) {
-        load();
-        copy_wait<1>();
+        copy_wait<0>();
         group_sees_copies();
-        // Now the tile is there for all, and the last but one has been read by all: its place takes the next.
+        // Behind it the tile is there for all, and the last but one has been read by all, which waited for that: its place takes the next.
         sync_block();
+        load();
         const T *key = keys + tile % GROUP_STAGES * PART, *value = values + tile % GROUP_STAGES * PART;
         float score[TILE / 8][4];
         group_begin();

@@ -5,6 +5,7 @@
 // at the wait and not before, so that a missing wait shows. Shared memory begins as NaN.
 // Not seen: races between threads that both orders of taking turns happen to win; speed.
 #pragma once
+#include <algorithm>
 #include <functional>
 #include <math.h>
 #include <setjmp.h>
@@ -72,6 +73,11 @@ namespace emulator {
 struct Copy {
     void *to;
     const void *from; // null: zeros
+
+    void land() const {
+        if (from) memcpy(to, from, 16);
+        else memset(to, 0, 16);
+    }
 };
 
 // A product of a group of warps, of which a lane makes its own numbers.
@@ -107,6 +113,7 @@ inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline unsigned char *shared, *seen; // the second as groups of warps see it
+inline bool early; // copies land when they are asked for, else when they are waited for
 inline int self, waiting, threads;
 inline unsigned generation;
 inline long moves; // a round without any is a deadlock
@@ -174,6 +181,9 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
         for (unsigned y = 0; y < g.y; y++)
             for (unsigned x = 0; x < g.x; x++) {
                 block_index = {x, y, z};
+                // Blocks differ in what the card leaves open: what is missing, a wait or a barrier, shows in one or another.
+                const bool backward = (x + y + z) % 2;
+                early = (x + y + z) / 2 % 2;
                 memset(memory.data(), 0xff, memory.size() * 4);
                 memset(seen_memory.data(), 0xff, memory.size() * 4);
                 waiting = 0, warps.assign((threads + 31) / 32, Warp());
@@ -191,13 +201,17 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
                 for (bool running = true; running;) {
                     running = false;
                     const long before = moves;
-                    for (int i = 0; i < threads; i++) {
-                        // Every other block from the last to the first: what a barrier is missing for shows in one order or the other.
-                        self = (x + y + z) % 2 ? threads - 1 - i : i;
-                        if (fibers[self].done) continue;
-                        running = true;
-                        turn();
-                    }
+                    // A warp goes as far as it can before the next one has its turn.
+                    for (int first = 0; first < threads; first += 32)
+                        for (long last = -1; last != moves;) {
+                            last = moves;
+                            for (int i = first; i < std::min(first + 32, threads); i++) {
+                                self = backward ? threads - 1 - i : i;
+                                if (fibers[self].done) continue;
+                                running = true;
+                                turn();
+                            }
+                        }
                     if (running && moves == before) return false;
                 }
             }
@@ -223,7 +237,17 @@ inline float shuffle_xor(float x, int mask) {
     return of_bits(warp.brought[parity][lane ^ mask][0]);
 }
 
-inline void copy_async(void *to, const void *from, bool there) { emulator::fibers[emulator::self].open.push_back({to, there ? from : nullptr}); }
+inline void copy_async(void *to, const void *from, bool there) {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    const emulator::Copy copy = {to, there ? from : nullptr};
+    if (!emulator::early) {
+        fiber.open.push_back(copy);
+        return;
+    }
+    // What others still read there is gone at once, for groups of warps too.
+    copy.land();
+    memcpy(emulator::seen + ((unsigned char *)to - emulator::shared), to, 16);
+}
 inline void copy_commit() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
     fiber.groups.push_back(std::move(fiber.open));
@@ -233,8 +257,7 @@ template <int N> void copy_wait() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
     while (fiber.groups.size() > (size_t)N) {
         for (const emulator::Copy &copy : fiber.groups.front()) {
-            if (copy.from) memcpy(copy.to, copy.from, 16);
-            else memset(copy.to, 0, 16);
+            copy.land();
             fiber.arrived.push_back(copy.to);
         }
         fiber.groups.erase(fiber.groups.begin());
