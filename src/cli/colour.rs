@@ -12,17 +12,18 @@ pub fn is_wanted(stream: &Term) -> bool {
     match (is_zero("CLICOLOR_FORCE"), is_zero("CLICOLOR")) {
         (Some(false), _) => true,
         (_, Some(true)) => false,
-        _ => stream.is_term() && takes_colour(stream),
+        _ => stream.is_term() && takes_codes(stream),
     }
 }
 
+/// Whether a terminal can do more than print.
 #[cfg(not(windows))]
-fn takes_colour(_terminal: &Term) -> bool {
+pub fn takes_codes(_terminal: &Term) -> bool {
     std::env::var_os("TERM").is_none_or(|name| name != "dumb")
 }
 
 /// A console of Windows is told to take the codes of colours by being asked.
 #[cfg(windows)]
-fn takes_colour(terminal: &Term) -> bool {
+pub fn takes_codes(terminal: &Term) -> bool {
     terminal.features().colors_supported()
 }

@@ -1,10 +1,10 @@
 //! What the user sees: paths on stdout; the log, the bar and errors on stderr, which share one terminal without tearing it.
-use super::{ask, colour, usage::one_line};
+use super::{ask, colour, signals, usage::one_line};
 use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
 use console::Term;
 use std::fmt;
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::io::{self, ErrorKind, Write};
 use std::sync::Arc;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -29,21 +29,20 @@ impl Terminal {
         &self.progress
     }
 
-    /// Starts the log, the progress where a person watches and has not asked for silence, and the answer to Ctrl-C.
+    /// Starts the log, the progress where a person watches and has not asked for silence, and the answer to signals.
     pub fn start(&self, quiet: bool, verbose: u8) -> Result<()> {
         self.start_log(quiet, verbose);
-        if !quiet && io::stderr().is_terminal() {
+        let stderr = Term::stderr();
+        if !quiet && stderr.is_term() && colour::takes_codes(&stderr) {
             self.progress.show();
         }
         let progress = self.progress.clone();
-        // SIGTERM and SIGHUP keep their defaults: nohup stays what it is.
-        ctrlc::set_handler(move || {
-            let _writing = output::hold_writes();
+        signals::answer(move || {
+            let writing = output::hold_writes();
             progress.finish();
             ask::restore();
-            std::process::exit(130);
+            writing
         })
-        .context("answering Ctrl-C")
     }
 
     /// Prints a line on stdout.

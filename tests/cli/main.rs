@@ -41,6 +41,8 @@ mod replay;
 mod schedule;
 #[cfg(target_os = "linux")]
 mod show;
+#[cfg(unix)]
+mod signals;
 mod single;
 mod smoke;
 mod support;

@@ -1,4 +1,5 @@
 //! A terminal for tests: what a program writes on it, and what it answers.
+use crate::support::code;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -60,7 +61,7 @@ pub fn run(
             }
         }
         if let Some(status) = ended {
-            break status.code();
+            break code(status);
         }
         if start.elapsed() > Duration::from_secs(60) {
             child.kill().expect("it runs");

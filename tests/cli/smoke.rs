@@ -298,37 +298,6 @@ fn a_full_stdout_is_a_failure() {
     assert!(run.stderr.contains("writing to stdout"), "{}", run.stderr);
 }
 
-#[cfg(unix)]
-#[test]
-fn ctrl_c_exits_130_and_leaves_whole_pictures_alone() {
-    use std::io::{BufRead, BufReader};
-    use std::process::Command;
-
-    let folder = Folder::new();
-    let mut child = folder
-        .command(args("ddpm", &["-n", "100000", "-o", "a.png", "-q"]))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut first = String::new();
-    let stdout = child.stdout.take().expect("it is piped");
-    let mut reader = BufReader::new(stdout);
-    reader.read_line(&mut first).expect("a path is printed");
-    assert_eq!(first, "a-1.png\n");
-    let id = child.id().to_string();
-    let sent = Command::new("kill").args(["-INT", &id]).status();
-    assert!(sent.expect("kill is there").success());
-    let run = Run::from(child.wait_with_output().expect("it ends"));
-    assert_eq!((run.code, run.stderr.as_str()), (Some(130), ""));
-    for name in folder.names() {
-        assert!(
-            name.starts_with("a-") && image::open(folder.file(&name)).is_ok(),
-            "{name}"
-        );
-    }
-}
-
 /// A copy of a small checkpoint that a test may spoil.
 fn copied(name: &str, folder: &Folder) {
     copy(Path::new(&asset(name)), &folder.file("m"));

@@ -2,7 +2,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use tempfile::TempDir;
 
 /// A temporary folder that commands run in.
@@ -155,11 +155,20 @@ impl From<Output> for Run {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
         Self {
-            code: output.status.code(),
+            code: code(output.status),
             stdout: text(output.stdout),
             stderr: text(output.stderr),
         }
     }
+}
+
+/// The exit code as a shell gives it.
+pub fn code(status: ExitStatus) -> Option<i32> {
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        return Some(128 + signal);
+    }
+    status.code()
 }
 
 /// Cargo says where the program is when it runs a test; a test that was built elsewhere is told the same way.

@@ -79,7 +79,7 @@ def columns(lines, start, name, time):
 def nsys(command):
     """Nanoseconds by kernel, and how often each ran."""
     report = WORK / "profile.nsys-rep"
-    subprocess.run(["nsys", "profile", "--trace", "cuda", "--sample", "none", "--cpuctxsw", "none", "--force-overwrite", "true", "--output", report, *command], check=True)
+    subprocess.run(["nsys", "profile", "--trace", "cuda", "--cuda-graph-trace", "node", "--sample", "none", "--cpuctxsw", "none", "--force-overwrite", "true", "--output", report, *command], check=True)
     stats = subprocess.run(["nsys", "stats", "--report", "cuda_gpu_kern_sum", "--format", "csv", "--force-export", "true", report], check=True, capture_output=True, text=True)
     lines = stats.stdout.splitlines()
     total = columns(lines, "Time (%)", "Name", "Total Time (ns)")

@@ -216,10 +216,13 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0)).w();
     done?;
     freed.w()?;
-    match graph? {
-        Some(graph) => Ok(Recording(graph)),
-        None => candle_core::bail!("nothing was recorded"),
-    }
+    let Some(graph) = graph? else {
+        candle_core::bail!("nothing was recorded")
+    };
+    // Now, and not at the first start, it takes the memory of what it allocates ("Graph Memory Nodes" of the CUDA programming guide).
+    graph.upload().w()?;
+    stream.synchronize().w()?;
+    Ok(Recording(graph))
 }
 
 /// Gives back what the card keeps for recordings that are gone.

@@ -1,8 +1,8 @@
 //! A call of a network, recorded once and then started as a whole (CUDA graphs): some five hundred kernels cost the host as much as one.
 //!
 //! The first call runs as it stands: it loads what is loaded at the first use. The second is recorded on tensors that stay in their
-//! place, and from then on the inputs are copied there, the recording is started, and the result is copied out. Where recording fails the calls
-//! go on as they stand, with a line in the debug log.
+//! place, and from then on the inputs are copied there, the recording is started, and the result is copied out. Where recording fails, for
+//! want of memory too, the calls go on as they stand, with a line in the debug log.
 use super::card::{self, Recording};
 use candle_core::{Device, Result, Tensor};
 
@@ -50,6 +50,7 @@ impl Recorder {
                     Ok(recorded) => State::Recorded(Box::new(recorded)),
                     Err(error) => {
                         tracing::debug!("calls are not recorded: {error}");
+                        card::trim(device)?;
                         State::Never
                     }
                 };

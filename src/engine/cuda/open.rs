@@ -5,6 +5,7 @@
 //!
 //! cudarc asks for the driver's answers as Rust enums and takes them for granted in places; the questions here are its C interface's,
 //! where an answer is a number.
+use super::card;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::{DType, Device, Tensor, cuda_backend::kernels};
 use std::ffi::{CStr, c_char, c_int, c_uint};
@@ -20,6 +21,7 @@ pub fn open(number: usize) -> Result<Device> {
     libraries::open_toolkit(build.cuda().0)?;
     let device = Device::new_cuda(number).context("cannot be used; use --device cpu")?;
     first_number(&device).context("cannot compute; use --device cpu")?;
+    card::card(&device).context("does not take the kernels of this build; use --device cpu")?;
     Ok(device)
 }
 
@@ -104,6 +106,9 @@ impl fmt::Display for Build {
     }
 }
 
+/// The first cards with the instructions that our own kernels are written in.
+const LEAST_CAPABILITY: (u32, u32) = (8, 0);
+
 /// A card as the driver describes it.
 struct Card {
     name: String,
@@ -156,6 +161,12 @@ impl Card {
     /// Whether the card and its driver run the kernels of this build.
     fn runs(&self, build: Build) -> Result<()> {
         let (name, (major, minor)) = (&self.name, self.capability);
+        ensure!(
+            self.capability >= LEAST_CAPABILITY,
+            "the {name} has compute capability {major}.{minor}, the kernels need {}.{} (Ampere) or later; use --device cpu",
+            LEAST_CAPABILITY.0,
+            LEAST_CAPABILITY.1
+        );
         ensure!(
             build.runs_on(self.capability),
             "the {name} has compute capability {major}.{minor}, this build is for {build}; build with CUDA_COMPUTE_CAP={major}{minor}, \
@@ -338,6 +349,10 @@ mod tests {
         assert_eq!(
             card((8, 6), (13, 0)).unwrap_err().to_string(),
             "the NVIDIA A10 has compute capability 8.6, this build is for 9.0 alone; build with CUDA_COMPUTE_CAP=86, or use --device cpu"
+        );
+        assert_eq!(
+            card((7, 5), (13, 0)).unwrap_err().to_string(),
+            "the NVIDIA A10 has compute capability 7.5, the kernels need 8.0 (Ampere) or later; use --device cpu"
         );
         assert_eq!(
             card((9, 0), (12, 8)).unwrap_err().to_string(),

@@ -1,4 +1,6 @@
 //! Memory: whether a picture of a size can be made in it, told before any work, and what was taken.
+mod limits;
+
 use anyhow::{Result, bail};
 
 /// What the program takes without a model: its code, the tokenizer's tables, the threads' stacks.
@@ -10,9 +12,10 @@ pub fn slack(peak: u64) -> u64 {
     (peak / 8).min(256 << 20)
 }
 
-/// Bytes that can be had without swapping; None where the system does not say.
+/// Bytes that can be had without swapping and within the limits of this process; None where the system does not say.
 pub fn available() -> Option<u64> {
-    kilobytes("/proc/meminfo", "MemAvailable:")
+    let free = kilobytes("/proc/meminfo", "MemAvailable:");
+    free.into_iter().chain(limits::left()).min()
 }
 
 /// The bytes that a line `name: N kB` of `file` tells.
@@ -33,7 +36,7 @@ pub fn check(need: u64, available: Option<u64>, what: &str, try_instead: &str) -
     match available {
         Some(available) if need > available => {
             bail!(
-                "{what} needs about {} of memory and this machine has {} free; {try_instead}",
+                "{what} needs about {} of memory and {} is free; {try_instead}",
                 gigabytes(need),
                 gigabytes(available)
             )
@@ -66,7 +69,7 @@ mod tests {
         .to_string();
         assert_eq!(
             message,
-            "a 4096x4096 picture needs about 3.0 GB of memory and this machine has 2.0 GB free; try a smaller --width"
+            "a 4096x4096 picture needs about 3.0 GB of memory and 2.0 GB is free; try a smaller --width"
         );
         assert!(check(2_000_000_000, Some(2_000_000_000), "", "").is_ok());
         assert!(check(u64::MAX, None, "", "").is_ok());

@@ -66,7 +66,7 @@ impl System for DdpmSystem {
             choose_scheduler(self.scheduler.clone(), STEPS, sampling)?;
         check_channels(&scheduler, self.unet.in_channels, self.unet.out_channels)?;
         let call = Network::unet(&self.unet, self.size, 0);
-        let plan = Plan {
+        Ok(Plan {
             scheduler,
             request,
             calls,
@@ -75,9 +75,8 @@ impl System for DdpmSystem {
             call_bytes: call.widest(),
             decode_bytes: 0,
             work: call.work() * calls,
-        };
-        plan.check_memory(1, "this model has one size: run it on a larger machine")?;
-        Ok(plan)
+            smaller: "this model has one size: run it on a larger machine",
+        })
     }
 
     fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)> {

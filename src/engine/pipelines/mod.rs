@@ -94,6 +94,8 @@ pub struct Plan {
     pub decode_bytes: u64,
     /// Of all calls and of the decoding.
     pub work: Work,
+    /// What to type where it does not fit into memory.
+    pub smaller: &'static str,
 }
 
 impl Plan {
@@ -141,12 +143,18 @@ impl Plan {
             .max(self.call_bytes.saturating_mul(pictures as u64))
     }
 
-    /// Refuses a batch whose maps do not fit, before anything is drawn.
-    pub fn check_memory(&self, pictures: usize, try_instead: &str) -> Result<()> {
+    /// Refuses a batch whose maps do not fit, before anything is drawn. A card says so itself, when the UNet has made room.
+    pub fn check_memory(&self, pictures: usize, runtime: &Runtime) -> Result<()> {
+        if !runtime.device.is_cpu() {
+            return Ok(());
+        }
         let (height, width) = self.size;
-        let what = match pictures {
-            1 => format!("a picture of {width}x{height}"),
-            n => format!("a batch of {n} pictures of {width}x{height}"),
+        let (what, try_instead) = match pictures {
+            1 => (format!("a picture of {width}x{height}"), self.smaller),
+            n => (
+                format!("a batch of {n} pictures of {width}x{height}"),
+                "try a smaller --batch-size",
+            ),
         };
         memory::check(
             self.working_bytes(pictures),

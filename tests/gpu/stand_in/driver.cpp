@@ -9,7 +9,7 @@
 //   STAND_IN_COUNTS=1  leaves out work of more than one block or 4096 bytes, so that the memory of large checkpoints can be counted; pictures
 //                      are one colour
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
-//   STAND_IN_MEMORY=N  bytes that are given out at once; more is CUDA_ERROR_OUT_OF_MEMORY
+//   STAND_IN_MEMORY=N  bytes that are given out at once, beside them those of one recording; more is CUDA_ERROR_OUT_OF_MEMORY
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +51,7 @@ struct Graph {
     std::vector<Block> blocks;
     size_t held = 0, most = 0; // bytes of its blocks between their beginning and end
     int starts = 0;
+    bool there = false; // its memory is taken
 };
 
 Graph *recording; // or null
@@ -65,6 +66,12 @@ void hold(size_t &bytes, long more) {
     bytes += more;
     kept_bytes = std::max(kept_bytes, recorded_bytes);
     most_bytes = std::max(most_bytes, given_bytes + kept_bytes);
+}
+
+// Whether so many bytes more are too many.
+bool full(size_t bytes) {
+    const char *memory = getenv("STAND_IN_MEMORY");
+    return memory && given_bytes + bytes > (size_t)atoll(memory);
 }
 
 // Whether the recording has failed.
@@ -279,8 +286,7 @@ int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCE
 int cuDeviceGraphMemTrim(int) { kept_bytes = recorded_bytes; return SUCCESS; }
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
-    const char *memory = getenv("STAND_IN_MEMORY");
-    if (memory && !recording && given_bytes + bytes > (size_t)atoll(memory)) return OUT_OF_MEMORY;
+    if (!recording && full(bytes)) return OUT_OF_MEMORY;
     const Block block = {(char *)(counts ? calloc(bytes, 1) : aligned_alloc(256, (bytes + 511) / 256 * 256)), bytes};
     *at = block.at;
     if (const int status = submit([=] { block.forget(); })) {
@@ -355,7 +361,15 @@ int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) 
     hold(recorded_bytes, ((Graph *)graph)->most);
     HANDLE(graph);
 }
-int cuGraphLaunch(void *handle, void *) {
+// The memory of a recording is taken by its upload, or by its first start.
+int cuGraphUpload(void *handle, void *) {
+    Graph &graph = *(Graph *)handle;
+    if (!graph.there && full(graph.most)) return OUT_OF_MEMORY;
+    graph.there = true;
+    return SUCCESS;
+}
+int cuGraphLaunch(void *handle, void *stream) {
+    if (const int status = cuGraphUpload(handle, stream)) return status;
     Graph &graph = *(Graph *)handle;
     graph.starts++;
     for (const Work &step : graph.steps) step();

@@ -171,7 +171,7 @@ impl System for Txt2ImgSystem {
         let halves = text.halves.len();
         let call = Network::unet(&self.unet, (h, w), text.tokens);
         let decoder = Network::decoder(vae, (h, w));
-        let plan = Plan {
+        Ok(Plan {
             scheduler,
             request: sampler,
             calls,
@@ -179,10 +179,9 @@ impl System for Txt2ImgSystem {
             call_bytes: call.widest().saturating_mul(halves as u64),
             decode_bytes: decoder.widest(),
             work: call.work() * calls * halves + decoder.work(),
+            smaller: "try a smaller --width and --height",
             text: Some(text),
-        };
-        plan.check_memory(1, "try a smaller --width and --height")?;
-        Ok(plan)
+        })
     }
 
     fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)> {

@@ -1,0 +1,56 @@
+//! The ends that come from outside: Ctrl-C, SIGTERM, and signals that are to be ignored.
+use crate::support::{Folder, Run, asset};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, Stdio};
+
+/// Pictures without end, one after another.
+fn endless(folder: &Folder) -> Command {
+    let model = asset("tiny-ddpm");
+    let args = ["ddpm", "--model", &model, "--steps", "2", "--device", "cpu"];
+    let more = ["-n", "100000", "-o", "a.png", "-q"];
+    folder.command(args.iter().chain(&more))
+}
+
+/// Starts `command`, waits for its first picture, sends `signals` and gives what the last one made of it.
+fn send(command: &mut Command, signals: &[&str]) -> std::process::Output {
+    use std::io::{BufRead, BufReader};
+    let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("the program starts");
+    let mut reader = BufReader::new(child.stdout.take().expect("it is piped"));
+    for (k, signal) in signals.iter().enumerate() {
+        let mut path = String::new();
+        reader.read_line(&mut path).expect("a path is printed");
+        assert_eq!(path, format!("a-{}.png\n", k + 1));
+        let id = child.id().to_string();
+        let sent = Command::new("kill").args([*signal, &id]).status();
+        assert!(sent.expect("kill is there").success());
+    }
+    child.wait_with_output().expect("it ends")
+}
+
+#[test]
+fn a_signal_ends_the_program_as_itself_and_leaves_whole_pictures_alone() {
+    for (signal, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
+        let folder = Folder::new();
+        let output = send(&mut endless(&folder), &[signal]);
+        // A shell ends its loop for a program that Ctrl-C ended, and for none that exits with 130.
+        assert_eq!(output.status.signal(), Some(number), "{signal}");
+        let run = Run::from(output);
+        assert_eq!((run.code, run.stderr.as_str()), (Some(128 + number), ""));
+        for name in folder.names() {
+            let whole = name.starts_with("a-") && image::open(folder.file(&name)).is_ok();
+            assert!(whole, "{signal}: {name}");
+        }
+    }
+}
+
+#[test]
+fn a_signal_that_was_ignored_before_stays_so() {
+    let (folder, mut shell) = (Folder::new(), Command::new("sh"));
+    let program = endless(&folder);
+    let ignore = "trap '' INT HUP; exec \"$@\"";
+    shell.args(["-c", ignore, "sh"]).arg(program.get_program());
+    shell.args(program.get_args()).current_dir(folder.path());
+    let output = send(&mut shell, &["-INT", "-HUP", "-TERM"]);
+    assert_eq!(output.status.signal(), Some(15));
+}
