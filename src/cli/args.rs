@@ -119,7 +119,7 @@ impl FromStr for Shard {
 pub struct OutputArgs {
     /// Where the PNG goes: a file, a folder, a pattern or - for stdout [default: a new name in this folder]
     ///
-    /// A pattern has {index}, {seed}, {prompt}, {model}, {scheduler} or {steps} in its name, as in out/{index}-{prompt}.png. Of
+    /// A pattern has {index}, {seed}, {prompt}, {model}, {scheduler} or {steps} in its path, as in out/{index}-{prompt}.png. Of
     /// several pictures OUT.png makes OUT-1.png, OUT-2.png, ...
     #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub output: Option<Output>,

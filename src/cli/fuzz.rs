@@ -3,7 +3,7 @@
 //! The same few in every run of the tests; `FUZZ_CASES=100000 cargo test --lib cli::fuzz -- --nocapture` tries others, and tells how
 //! many were meant.
 use super::ddpm::DdpmArgs;
-use super::rows::Rows;
+use super::rows::{Lines, Rows};
 use super::txt2img::Txt2ImgArgs;
 use super::{Cli, Command, Drawing, Line, command, settings, usage};
 use anyhow::{Result, anyhow};
@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use serde_json::{Map, Value};
 use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::{BufReader, Cursor};
+use std::io::Cursor;
 
 /// Tries `reader`, which says whether an input was meant, on `few` inputs or on `FUZZ_CASES`. Some must be meant, and some not.
 fn fuzz<S: Strategy>(few: u32, inputs: S, reader: impl Fn(S::Value) -> bool) {
@@ -275,7 +275,7 @@ fn any_rows_are_meant_or_refused() {
             return false;
         };
         let text = lines.join(&b'\n');
-        let rows = Rows::new(own, Some(Box::new(BufReader::new(Cursor::new(text)))));
+        let rows = Rows::new(own, Some(Lines::of(Cursor::new(text))));
         let mut meant = 0;
         for (_, row) in rows {
             match row {

@@ -4,9 +4,10 @@ use super::names::with_suffix;
 use super::order::Order;
 use super::show::Screen;
 use super::terminal::Terminal;
+use super::usage;
 use crate::engine::sheet::Sheet;
 use crate::engine::{animate, output, png};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::Result;
 use image::RgbImage;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,7 @@ const FRAMES: usize = 60;
 /// What was asked for, and what was collected for it.
 pub struct Look {
     grid: Option<PathBuf>,
+    replace_sheet: bool,
     sheet: Sheet,
     save_steps: Option<usize>,
     /// Of each picture of the batch that is being drawn.
@@ -28,23 +30,19 @@ pub struct Look {
 
 impl Look {
     /// Checks, before any work, that all of it can be made.
-    pub fn new(args: &LookArgs, to_stdout: bool, overwrite: bool) -> Result<Self> {
-        if args.save_steps.is_some() && to_stdout {
-            bail!(
-                "--save-steps writes beside the picture, which goes to stdout; give a file as --output"
-            );
-        }
-        if let Some(file) = &args.grid {
-            output::check_folder(output::folder_of(file))
-                .with_context(|| format!("--grid {}", file.display()))?;
-            ensure!(
-                overwrite || !file.exists(),
-                "--grid {} exists; add --overwrite to replace it",
-                file.display()
-            );
-        }
+    pub fn new(
+        args: &LookArgs,
+        to_stdout: bool,
+        overwrite: bool,
+        replace_sheet: bool,
+    ) -> Result<Self> {
+        usage::ensure_meaning(args.save_steps.is_none() || !to_stdout, || {
+            "--save-steps writes beside the picture, which goes to stdout; give a file as --output"
+                .to_owned()
+        })?;
         Ok(Self {
             grid: args.grid.clone(),
+            replace_sheet,
             sheet: Sheet::default(),
             save_steps: args.save_steps,
             frames: Vec::new(),
@@ -141,7 +139,7 @@ impl Look {
     pub fn finish(&self) -> Result<()> {
         match &self.grid {
             Some(file) if !self.sheet.is_empty() => {
-                output::write(file, &png::encode(&self.sheet.draw(), &[])?, self.overwrite)
+                output::write(file, &self.sheet.encode()?, self.replace_sheet)
             }
             _ => Ok(()),
         }

@@ -22,6 +22,8 @@ mod run;
 mod schedule;
 mod settings;
 mod show;
+#[cfg_attr(windows, path = "signals_windows.rs")]
+mod signals;
 mod studio;
 mod terminal;
 mod text;
@@ -139,11 +141,19 @@ pub fn command() -> clap::Command {
 }
 
 /// Runs the command line of this process: 0 when all is done, 1 after a failure or when no row of a batch was drawn, 2 for a
-/// command line that cannot be meant, 3 when some rows failed, 130 when interrupted.
+/// command line that cannot be meant, 3 when some rows failed. A signal that ends it is its end.
 pub fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().collect();
+    let mut words: Vec<OsString> = std::env::args_os().collect();
     if usage::asks_for_versions(&words[1.min(words.len())..]) {
         return usage::print_versions();
+    }
+    // --verbose before the command is the command's.
+    let verbose = words[1.min(words.len())..]
+        .iter()
+        .take_while(|word| usage::is_verbose(word));
+    let verbose = verbose.count();
+    if words.len() > verbose + 1 {
+        words[1..verbose + 2].rotate_right(1);
     }
     let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
@@ -168,7 +178,10 @@ fn start<A: Drawing>(words: Vec<OsString>) -> ExitCode {
         }
         Err(err) => {
             terminal.error(&format!("{err:#}"));
-            ExitCode::FAILURE
+            match err.is::<usage::Meaningless>() {
+                true => ExitCode::from(2),
+                false => ExitCode::FAILURE,
+            }
         }
     }
 }

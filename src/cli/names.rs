@@ -1,8 +1,8 @@
 //! The name of each picture: given, filled in from a pattern, or made up; checked before any work is done.
 use super::output::{About, Field, Output, Pattern, slug};
-use crate::engine::output;
+use crate::engine::{output, sheet};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
@@ -29,7 +29,7 @@ pub enum Found {
     Picture,
 }
 
-/// The names of a run, so that no two rows want one.
+/// The names of a run, so that no two of its files want one.
 #[derive(Debug, Default)]
 pub struct Names {
     /// Many rows: names tell them apart, and what exists is done.
@@ -39,12 +39,14 @@ pub struct Names {
     /// Nothing is to be written, so missing folders are only counted on.
     pub dry_run: bool,
     folders: HashSet<PathBuf>,
-    taken: HashSet<PathBuf>,
+    /// And the flags that they are from.
+    taken: HashMap<PathBuf, &'static str>,
 }
 
 /// The flags that name files, for messages.
 const OUTPUT: &str = "--output";
 const ANIMATE: &str = "--animate";
+const GRID: &str = "--grid";
 
 impl Names {
     pub fn new(rows: bool, parents: bool, dry_run: bool) -> Self {
@@ -105,8 +107,12 @@ impl Names {
                     let name = format!("{}-{}.png", slug(about.prompt), about.seed);
                     // Free now, so that what is written beside it beforehand has the picture's name.
                     let wanted = folder.join(name);
-                    let free = free_names(wanted.clone()).find(|path| !path.exists());
+                    let is_free = |path: &PathBuf| {
+                        !path.exists() && !self.taken.contains_key(&one_spelling(path))
+                    };
+                    let free = free_names(wanted.clone()).find(is_free);
                     let free = free.context("every name for the picture is taken")?;
+                    self.take(&free, OUTPUT)?;
                     return Ok((Target::New { wanted, free }, Found::Nothing));
                 }
                 let name = format!("{:04}-{}.png", about.index, slug(about.prompt));
@@ -145,15 +151,30 @@ impl Names {
         Ok(path)
     }
 
+    /// Checks the contact sheet; whether it may replace a file. With rows one of an earlier run is replaced: those rows that failed
+    /// there are drawn now.
+    pub fn sheet(&mut self, path: &Path, overwrite: bool) -> Result<bool> {
+        self.take(path, GRID)?;
+        let replace = overwrite || (self.rows && sheet::is_one(path));
+        found(path, GRID, replace)?;
+        Ok(replace)
+    }
+
     /// Makes `path` this run's, for one file alone.
-    fn take(&mut self, path: &Path, flag: &str) -> Result<()> {
+    fn take(&mut self, path: &Path, flag: &'static str) -> Result<()> {
+        self.check_folder(path, flag)?;
         let extension = path.extension().unwrap_or_default().to_string_lossy();
-        ensure!(
-            self.taken.insert(path.to_owned()),
-            "{} is an earlier picture of this run; tell them apart, as in {flag} {{index}}-{{seed}}.{extension}",
-            path.display()
-        );
-        self.check_folder(path, flag)
+        match self.taken.insert(one_spelling(path), flag) {
+            None => Ok(()),
+            Some(earlier) if earlier == flag => bail!(
+                "{} is an earlier picture of this run; tell them apart, as in {flag} {{index}}-{{seed}}.{extension}",
+                path.display()
+            ),
+            Some(earlier) => bail!(
+                "{} is the {earlier} of this run too; give another {flag}",
+                path.display()
+            ),
+        }
     }
 
     fn fill(&self, pattern: &Pattern, about: &About, k: usize, images: usize) -> PathBuf {
@@ -170,7 +191,7 @@ impl Names {
     }
 
     /// Checks the folder that `path` is in, once for each folder.
-    fn check_folder(&mut self, path: &Path, flag: &str) -> Result<()> {
+    fn check_folder(&mut self, path: &Path, flag: &'static str) -> Result<()> {
         let folder = output::folder_of(path);
         if self.folders.contains(folder) {
             return Ok(());
@@ -288,6 +309,18 @@ fn found(path: &Path, flag: &str, may_exist: bool) -> Result<bool> {
         path.display()
     );
     Ok(true)
+}
+
+/// `path` in one of its spellings: as the system has its folder, and from the root where that is not there yet.
+fn one_spelling(path: &Path) -> PathBuf {
+    let folder = output::folder_of(path);
+    let folder = folder
+        .canonicalize()
+        .or_else(|_| std::path::absolute(folder));
+    match (folder, path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 /// The name of picture `k`: `path` itself when it is alone, else `stem-1.png`, `stem-2.png`, ...

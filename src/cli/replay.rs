@@ -48,7 +48,8 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
     }
     let mut words = line.words[..2].to_vec();
     words.extend(settings::overridden(flags, &line.words[2..]));
-    if let (Some(prompt), true) = (prompt, line.args.prompts().0.is_empty() && A::HAS_PROMPT) {
+    let is_given = |id| line.matches.value_source(id).is_some();
+    if let Some(prompt) = prompt.filter(|_| A::HAS_PROMPT && !is_given("prompt")) {
         if words.last().is_none_or(|word| word != "--") {
             words.push("--".into());
         }

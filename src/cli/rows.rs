@@ -27,15 +27,14 @@ pub(super) struct Rows<A> {
     words: Vec<OsString>,
     /// The command line's own row.
     own: Option<Line<A>>,
-    lines: Option<Box<dyn BufRead>>,
+    lines: Option<Lines>,
     shard: Shard,
     number: usize,
-    line: usize,
 }
 
 impl<A: Drawing> Rows<A> {
     /// The rows of `line`: those of `lines`, what [`open`] opened, or itself.
-    pub fn new(line: Line<A>, lines: Option<Box<dyn BufRead>>) -> Self {
+    pub fn new(line: Line<A>, lines: Option<Lines>) -> Self {
         let mut words = line.words.clone();
         if words.last().is_some_and(|word| word == "--") {
             words.pop();
@@ -51,7 +50,6 @@ impl<A: Drawing> Rows<A> {
             own: lines.is_none().then_some(line),
             lines,
             number: 0,
-            line: 0,
         }
     }
 
@@ -76,39 +74,81 @@ impl<A: Drawing> Rows<A> {
         Line::parse(words).map_err(|err| anyhow!("{}", usage::plain(&err)))
     }
 
-    /// The next line that is not empty, with its number; None at the end.
-    fn next_line(&mut self) -> Result<Option<String>> {
-        let Some(reader) = &mut self.lines else {
-            return Ok(None);
-        };
+    /// The next line that is this shard's; None at the end.
+    fn next_line(&mut self) -> Option<Result<String>> {
+        loop {
+            let lines = self.lines.as_mut()?;
+            let text = lines.next()?;
+            self.number += 1;
+            // An end before the file's is every shard's.
+            if self.shard.takes(self.number) || lines.reader.is_none() {
+                return Some(text);
+            }
+        }
+    }
+}
+
+/// The lines of `--prompts` that are not blank.
+pub struct Lines {
+    /// None after what ends the rows.
+    reader: Option<Box<dyn BufRead>>,
+    /// Of the last line, counted from 1.
+    number: usize,
+}
+
+impl Lines {
+    pub fn of(reader: impl BufRead + 'static) -> Self {
+        Self {
+            reader: Some(Box::new(reader)),
+            number: 0,
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Result<String>;
+
+    /// Without the white space around it.
+    fn next(&mut self) -> Option<Result<String>> {
         loop {
             let mut bytes = Vec::new();
-            let mut limited = Read::take(&mut **reader, LINE_LIMIT);
-            self.line += 1;
-            if limited
-                .read_until(b'\n', &mut bytes)
-                .context("reading the rows")?
-                == 0
-            {
-                return Ok(None);
+            let mut limited = Read::take(self.reader.as_mut()?, LINE_LIMIT);
+            self.number += 1;
+            match limited.read_until(b'\n', &mut bytes) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(err) => {
+                    self.reader = None;
+                    return Some(Err(err).context("reading the rows"));
+                }
             }
             if bytes.len() as u64 == LINE_LIMIT && bytes.last() != Some(&b'\n') {
                 // What follows is no row, so nothing more can be read.
-                self.lines = None;
-                bail!("it is longer than {LINE_LIMIT} bytes; the rows end here");
+                self.reader = None;
+                return Some(Err(anyhow!(
+                    "it is longer than {LINE_LIMIT} bytes; the rows end here"
+                )));
             }
-            let blank = bytes.iter().all(u8::is_ascii_whitespace);
-            if blank {
-                continue;
+            if self.number == 1
+                && (bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff"))
+            {
+                self.reader = None;
+                return Some(Err(anyhow!(
+                    "the file is UTF-16; save it as UTF-8, in PowerShell by Out-File -Encoding utf8"
+                )));
             }
-            self.number += 1;
-            if !self.shard.takes(self.number) {
-                continue;
-            }
-            let Ok(text) = String::from_utf8(bytes) else {
-                bail!("it is not UTF-8");
+            let Ok(text) = str::from_utf8(&bytes) else {
+                return Some(Err(anyhow!("it is not UTF-8")));
             };
-            return Ok(Some(text.trim_start_matches('\u{feff}').trim().to_owned()));
+            let text = text.trim_start_matches('\u{feff}').trim();
+            if text.contains('\0') {
+                return Some(Err(anyhow!(
+                    "it has a NUL: is the file UTF-16? Save it as UTF-8"
+                )));
+            }
+            if !text.is_empty() {
+                return Some(Ok(text.to_owned()));
+            }
         }
     }
 }
@@ -124,63 +164,39 @@ impl<A: Drawing> Iterator for Rows<A> {
             };
             return Some((place, Ok(own)));
         }
-        let text = self.next_line();
+        let text = self.next_line()?;
         let place = Place {
             number: self.number,
-            line: Some(self.line),
+            line: self.lines.as_ref().map(|lines| lines.number),
         };
-        match text {
-            Ok(None) => None,
-            Ok(Some(text)) => Some((place, self.parse(&text))),
-            Err(err) => Some((place, Err(err))),
-        }
+        Some((place, text.and_then(|text| self.parse(&text))))
     }
 }
 
-/// The number of rows that `shard` takes of a file, up to a line that is too long to be one; None for a pipe, which can be read only once.
+/// The number of rows that `shard` takes of a file; None for a pipe, which can be read only once.
 pub fn count(path: &Path, shard: Option<Shard>) -> Option<usize> {
     if !std::fs::metadata(path).ok()?.is_file() {
         return None;
     }
-    let mut reader = BufReader::new(File::open(path).ok()?);
-    let (mut number, mut count, mut blank, mut length) = (0, 0, true, 0);
-    let mut end_line = |blank: bool| {
-        number += usize::from(!blank);
-        count += usize::from(!blank && shard.is_none_or(|shard| shard.takes(number)));
-    };
-    loop {
-        let bytes = reader.fill_buf().ok()?;
-        if bytes.is_empty() {
-            end_line(blank);
-            return Some(count);
-        }
-        for &byte in bytes {
-            length += 1;
-            if byte == b'\n' {
-                end_line(blank);
-                length = 0;
-            } else if length == LINE_LIMIT {
-                end_line(false);
-                return Some(count);
-            }
-            blank = byte == b'\n' || blank && byte.is_ascii_whitespace();
-        }
-        let taken = bytes.len();
-        reader.consume(taken);
-    }
+    let numbers = open(path).ok()?.zip(1..);
+    Some(
+        numbers
+            .filter(|(_, number)| shard.is_none_or(|shard| shard.takes(*number)))
+            .count(),
+    )
 }
 
 /// The lines of `--prompts`.
-pub fn open(path: &Path) -> Result<Box<dyn BufRead>> {
+pub fn open(path: &Path) -> Result<Lines> {
     if path == Path::new("-") {
-        return Ok(Box::new(BufReader::new(std::io::stdin())));
+        return Ok(Lines::of(BufReader::new(std::io::stdin())));
     }
     let describe = || format!("--prompts {}", path.display());
     let file = File::open(path).with_context(describe)?;
     if file.metadata().with_context(describe)?.is_dir() {
         bail!("--prompts {}: it is a folder; give a file", path.display());
     }
-    Ok(Box::new(BufReader::new(file)))
+    Ok(Lines::of(BufReader::new(file)))
 }
 
 #[cfg(test)]

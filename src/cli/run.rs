@@ -15,9 +15,10 @@ use super::rows::{self, Rows};
 use super::schedule;
 use super::studio::{Studio, Tally};
 use super::terminal::Terminal;
+use super::usage;
 use super::{Drawing, Line};
 use crate::engine::pipelines;
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use std::process::ExitCode;
 
 /// Does what `line` says; the exit code.
@@ -36,17 +37,17 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         return Ok(ExitCode::SUCCESS);
     }
     let (has_rows, options) = (shared.batch.prompts.is_some(), &shared.output);
-    ensure!(
-        !has_rows || line.args.prompts().0.is_empty(),
-        "--prompts brings the prompts; leave out {:?}, or write it into the file",
-        line.args.prompts().0
-    );
+    usage::ensure_meaning(!has_rows || line.args.prompts().0.is_empty(), || {
+        format!(
+            "--prompts brings the prompts; leave out \"{}\", or write it into the file",
+            line.args.prompts().0
+        )
+    })?;
     let (dry_run, as_json) = (shared.batch.dry_run, options.json);
     let to_stdout = options.output == Some(Output::Stdout);
-    ensure!(
-        !(as_json && to_stdout),
-        "--json and --output - both write to stdout; give a file as --output"
-    );
+    usage::ensure_meaning(!(as_json && to_stdout), || {
+        "--json and --output - both write to stdout; give a file as --output".to_owned()
+    })?;
     let images = shared.sampling.images();
     let mut names = Names::new(has_rows, options.parents, dry_run);
     names.check(options.output.as_ref(), images, options.overwrite)?;
@@ -54,7 +55,11 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         let known = if has_rows { 0 } else { images };
         names.check_films(film, known, options.overwrite)?;
     }
-    let look = Look::new(&shared.look, to_stdout, options.overwrite)?;
+    let replace_sheet = match &shared.look.grid {
+        Some(sheet) => names.sheet(sheet, options.overwrite)?,
+        None => false,
+    };
+    let look = Look::new(&shared.look, to_stdout, options.overwrite, replace_sheet)?;
     let lines = shared
         .batch
         .prompts
@@ -94,16 +99,22 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         tally: Tally::default(),
     };
     let mut price = dry_run.then(Price::default);
+    let mut seen = false;
     for (place, row) in Rows::new(line, lines) {
+        seen = true;
         match (row.and_then(|row| studio.plan(place, row)), &mut price) {
-            (Ok(orders), Some(price)) => orders
-                .iter()
-                .for_each(|order| price.add(&order.plan, &order.target, studio.batch_size)),
+            (Ok(orders), Some(price)) => orders.iter().for_each(|order| {
+                price.add(&order.plan, &order.target, studio.batch_size);
+                studio.tally.done();
+            }),
             (Ok(orders), None) => orders
                 .into_iter()
                 .try_for_each(|order| studio.enqueue(order))?,
             (Err(err), _) => studio.fail(place, err)?,
         }
+    }
+    if !seen {
+        tracing::warn!("there is no row to draw");
     }
     if let Some(price) = price {
         let Studio {

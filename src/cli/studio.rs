@@ -11,7 +11,7 @@ use super::{Drawing, Line};
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::pipelines::{Job, Pipeline, Plan, System};
 use crate::engine::png;
-use crate::engine::progress::Phase;
+use crate::engine::progress::{Phase, Seconds};
 use crate::engine::runtime::{self, Runtime};
 use anyhow::{Context, Result};
 use image::RgbImage;
@@ -46,6 +46,12 @@ pub struct Loaded<'a> {
     identity: Known,
 }
 
+/// The pictures of a batch, and what each took.
+struct Drawn {
+    pictures: Vec<RgbImage>,
+    seconds: Seconds,
+}
+
 /// Rows that came out well, and badly.
 #[derive(Default)]
 pub struct Tally {
@@ -54,6 +60,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// A picture is drawn, or planned.
+    pub fn done(&mut self) {
+        self.done += 1;
+    }
+
     /// 0 when all is done, 3 when some rows failed, 1 when none came to anything.
     pub fn code(&self, has_rows: bool) -> ExitCode {
         match (self.done, self.failed) {
@@ -74,6 +85,7 @@ impl<S: System> Studio<'_, S> {
     ) -> Result<Vec<Order>> {
         let shared = row.args.shared();
         let plan = Rc::new(self.system.plan(&row.args.request())?);
+        plan.check_memory(1, &self.runtime)?;
         // Rows are the same for every shard and every run, so their seeds are too.
         let default = self.has_rows.then_some(place.number as u64);
         let seeds = shared.sampling.seeds(default);
@@ -168,21 +180,31 @@ impl<S: System> Studio<'_, S> {
         }
         self.load(&orders[0].plan)?;
         match self.draw(&orders) {
+            Ok(drawn) => self.deliver_all(&orders, drawn),
             Err(err) if orders.len() > 1 => {
                 tracing::warn!(
                     "a batch of {} failed ({err:#}); drawing one by one",
                     orders.len()
                 );
-                for order in &orders {
-                    if let Err(err) = self.draw(std::slice::from_ref(order)) {
-                        self.fail(order.place, err)?;
-                    }
-                }
-                Ok(())
+                orders
+                    .chunks(1)
+                    .try_for_each(|order| match self.draw(order) {
+                        Ok(drawn) => self.deliver_all(order, drawn),
+                        Err(err) => self.fail(order[0].place, err),
+                    })
             }
             Err(err) => self.fail(orders[0].place, err),
-            Ok(()) => Ok(()),
         }
+    }
+
+    /// Writes the pictures of a batch: what goes wrong with one is that one's failure.
+    fn deliver_all(&mut self, orders: &[Order], drawn: Drawn) -> Result<()> {
+        for (k, (order, picture)) in orders.iter().zip(&drawn.pictures).enumerate() {
+            if let Err(err) = self.deliver(k, order, picture, drawn.seconds) {
+                self.fail(order.place, err)?;
+            }
+        }
+        Ok(())
     }
 
     /// A row's failure is told and the others go on; that of a lone command line ends the run.
@@ -195,13 +217,13 @@ impl<S: System> Studio<'_, S> {
         self.report.failed(place, &format!("{err:#}"))
     }
 
-    /// Draws pictures as one batch and writes them.
-    fn draw(&mut self, orders: &[Order]) -> Result<()> {
+    /// Draws pictures as one batch.
+    fn draw(&mut self, orders: &[Order]) -> Result<Drawn> {
         let loaded = self.loaded.as_mut().context("the model is not loaded")?;
         let progress = self.terminal.progress();
         if orders.len() > 1 {
             let plan = &orders[0].plan;
-            plan.check_memory(orders.len(), "try a smaller --batch-size")?;
+            plan.check_memory(orders.len(), &self.runtime)?;
         }
         let jobs: Vec<Job> = orders
             .iter()
@@ -218,37 +240,49 @@ impl<S: System> Studio<'_, S> {
         };
         let pictures = loaded.pipeline.draw(&jobs, progress, &mut watch);
         let pictures = pictures.map_err(runtime::explain)?;
-        let drawn = progress.take_seconds().share(orders.len());
-        for ((k, order), picture) in orders.iter().enumerate().zip(&pictures) {
-            let path = progress.phase(Phase::Write, || {
-                self.look.film(k, order, picture)?;
-                let texts = match loaded.identity.get()? {
-                    Some(model) => order.texts(self.command, model, &self.runtime, picture)?,
-                    None => Vec::new(),
-                };
-                order.target.write(&png::encode(picture, &texts)?)
-            })?;
-            let mut seconds = drawn;
-            seconds.write = progress.take_seconds().write;
-            let same_pixels = match self.replay.take() {
-                Some(replay) => Some(replay.compare(picture, loaded.identity.get()?)),
-                None => None,
+        let seconds = progress.take_seconds().share(orders.len());
+        Ok(Drawn { pictures, seconds })
+    }
+
+    /// Writes picture `k` of a batch, which took `seconds`, and tells of it.
+    fn deliver(
+        &mut self,
+        k: usize,
+        order: &Order,
+        picture: &RgbImage,
+        drawn: Seconds,
+    ) -> Result<()> {
+        let loaded = self.loaded.as_mut().context("the model is not loaded")?;
+        let progress = self.terminal.progress();
+        // Before it is written, which may be where the other one is.
+        let same_pixels = match self.replay.take() {
+            Some(replay) => Some(replay.compare(picture, loaded.identity.get()?)),
+            None => None,
+        };
+        let path = progress.phase(Phase::Write, || {
+            self.look.film(k, order, picture)?;
+            let texts = match loaded.identity.get()? {
+                Some(model) => order.texts(self.command, model, &self.runtime, picture)?,
+                None => Vec::new(),
             };
-            self.report.written(&Written {
-                place: order.place,
-                path: path.as_deref(),
-                plan: &order.plan,
-                seed: order.seed,
-                picture,
-                seconds,
-                prompt: Some(order.prompts.0.as_str()).filter(|prompt| !prompt.is_empty()),
-                same_pixels,
-            })?;
-            let text = caption(&order.prompts.0, order.seed);
-            self.look.picture(picture, &text, self.terminal)?;
-            self.tally.done += 1;
-            progress.done(1);
-        }
+            order.target.write(&png::encode(picture, &texts)?)
+        })?;
+        let mut seconds = drawn;
+        seconds.write = progress.take_seconds().write;
+        self.report.written(&Written {
+            place: order.place,
+            path: path.as_deref(),
+            plan: &order.plan,
+            seed: order.seed,
+            picture,
+            seconds,
+            prompt: Some(order.prompts.0.as_str()).filter(|prompt| !prompt.is_empty()),
+            same_pixels,
+        })?;
+        let text = caption(&order.prompts.0, order.seed);
+        self.look.picture(picture, &text, self.terminal)?;
+        self.tally.done();
+        progress.done(1);
         Ok(())
     }
 

@@ -1,9 +1,10 @@
 //! Command lines that cannot be meant: one line of what was given, what is accepted, what to type.
 use super::colour;
 use crate::engine::{kernels, memory};
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use console::Term;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -31,10 +32,53 @@ pub fn report(err: &clap::Error) -> ExitCode {
             }
         }
         _ => {
-            let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&err.to_string()));
+            let mut message = err.to_string();
+            if has_second_prompt(err) {
+                message += "\n\nput quotes around a prompt of several words, as in \"a red fox\"";
+            }
+            let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&message));
         }
     }
     ExitCode::from(err.exit_code() as u8)
+}
+
+/// A command line that cannot be meant, and that clap takes.
+#[derive(Debug)]
+pub struct Meaningless(pub String);
+
+impl fmt::Display for Meaningless {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Meaningless {}
+
+/// An error where the words of a command line do not go together.
+pub fn ensure_meaning(meant: bool, otherwise: impl FnOnce() -> String) -> anyhow::Result<()> {
+    match meant {
+        true => Ok(()),
+        false => Err(Meaningless(otherwise()).into()),
+    }
+}
+
+/// Whether clap met a second prompt: most likely the first has no quotes.
+fn has_second_prompt(err: &clap::Error) -> bool {
+    let unexpected = err.get(ContextKind::InvalidArg);
+    let is_free = matches!(unexpected, Some(ContextValue::String(word)) if !word.starts_with('-'));
+    let command = std::env::args_os().nth(1);
+    is_free
+        && err.kind() == ErrorKind::UnknownArgument
+        && command.is_some_and(|name| name == "txt2img")
+}
+
+/// Whether a word is `--verbose`, once or several times.
+pub fn is_verbose(word: &OsStr) -> bool {
+    let letters = |word: &str| {
+        word.strip_prefix('-')
+            .is_some_and(|vs| !vs.is_empty() && vs.chars().all(|c| c == 'v'))
+    };
+    word == "--verbose" || word.to_str().is_some_and(letters)
 }
 
 /// Whether the command line is `--version --verbose`.

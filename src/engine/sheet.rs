@@ -1,6 +1,9 @@
 //! A contact sheet: pictures in rows and columns, each with a caption below it.
+use super::png;
+use anyhow::Result;
 use font8x8::{BASIC_FONTS, LATIN_FONTS, UnicodeFonts};
 use image::{Rgb, RgbImage, imageops};
+use std::path::Path;
 
 /// The longer side of a picture on the sheet, at most.
 const SIDE: u32 = 256;
@@ -10,6 +13,13 @@ const LETTER: u32 = 8;
 const LINES: u32 = 2;
 const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 const INK: Rgb<u8> = Rgb([32, 32, 32]);
+
+const TITLE: (&str, &str) = ("Title", "contact sheet of diffuse");
+
+/// Whether the file at `path` is a contact sheet of this program.
+pub fn is_one(path: &Path) -> bool {
+    matches!(png::read_text(path, TITLE.0), Ok(Some(title)) if title == TITLE.1)
+}
 
 /// A picture on the sheet.
 struct Entry {
@@ -41,6 +51,11 @@ impl Sheet {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The sheet's file, whose title says what it is.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        png::encode(&self.draw(), &[(TITLE.0, TITLE.1.to_owned())])
     }
 
     /// As many columns as make the sheet square.

@@ -197,9 +197,11 @@ fn a_bad_row_is_reported_with_its_line_and_stops_no_other() {
 fn the_exit_code_tells_all_some_or_none() {
     let folder = Folder::new();
     feeds(&folder, "a cat\n", 0, &[]);
+    feeds(&folder, "a dog\n{\n", 3, &["--dry-run"]);
     feeds(&folder, "a dog\n{\n", 3, &[]);
     feeds(&folder, "{\n{\n", 1, &[]);
-    feeds(&folder, "", 0, &[]);
+    let none = feeds(&folder, "\n \u{a0}\n\u{feff}\n", 0, &[]);
+    assert!(none.stderr.contains("there is no row"), "{none:?}");
     let run = feeds(&folder, "{\na cow\n", 3, &["--json"]);
     let objects = run.objects();
     assert_eq!(objects[0]["line"], 1);
@@ -448,7 +450,7 @@ fn shards_files_and_lines_that_cannot_be_are_refused() {
         "{}",
         run.stderr
     );
-    folder.write("bad.txt", b"\xff\xfe\n\xef\xbb\xbfa cow\n");
+    folder.write("bad.txt", b"\xff\n\xef\xbb\xbfa cow\n");
     let run = folder.run(args(&model, &["--prompts", "bad.txt", "-q"]));
     assert_eq!(
         (run.code, run.stdout.as_str()),
@@ -460,5 +462,44 @@ fn shards_files_and_lines_that_cannot_be_are_refused() {
         run.stderr
     );
     let both = folder.run(args(&model, &["a cat", "--prompts", "bad.txt"]));
-    assert_eq!(both.code, Some(1), "{both:?}");
+    assert_eq!(both.code, Some(2), "{both:?}");
+}
+
+#[test]
+fn two_spellings_of_a_path_are_one_name() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.file("b")).expect("the folder is writable");
+    let row = |path| format!("{{\"prompt\": \"a cat\", \"output\": \"{path}\"}}\n");
+    let rows = ["a.png", "./a.png", "b/../a.png"].map(row).concat();
+    let run = feeds(&folder, &rows, 3, &["-q", "--overwrite"]);
+    assert_eq!(run.stdout, "a.png\n");
+    assert_eq!(run.stderr.matches("is an earlier picture").count(), 2);
+}
+
+#[test]
+fn a_file_in_utf_16_is_refused_with_the_remedy() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let words = "a cat\r\na dog\r\n".encode_utf16();
+    let bytes: Vec<u8> = words.flat_map(u16::to_le_bytes).collect();
+    for (start, said) in [(&b"\xff\xfe"[..], 1), (b"", 3)] {
+        folder.write("rows.txt", [start, &bytes].concat());
+        let run = folder.run(args(&model, &["--prompts", "rows.txt", "-q"]));
+        assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{run:?}");
+        assert_eq!(run.stderr.lines().count(), said, "{run:?}");
+        assert!(run.stderr.contains("UTF-16") && run.stderr.contains("as UTF-8"));
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_fails_after_the_drawing_is_not_drawn_again() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let full = std::fs::File::options().write(true).open("/dev/full");
+    let more = ["a cat", "-n", "2", "--batch-size", "2", "-o", "a.png"];
+    let mut command = folder.command(args(&model, &more));
+    command.stdout(full.expect("Linux has it"));
+    let run = Run::from(command.output().expect("the program starts"));
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(!run.stderr.contains("one by one"), "{run:?}");
+    assert_eq!(folder.names(), ["a-1.png"]);
 }

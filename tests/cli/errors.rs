@@ -1,6 +1,7 @@
 //! What goes wrong, and the one line that says so.
-use crate::support::Folder;
+use crate::support::{Folder, Run};
 use proptest::prelude::*;
+use std::process::Command;
 
 /// Runs `args`; the exit code is `code`, stdout is empty and stderr one line that holds every one of `parts`.
 #[track_caller]
@@ -392,4 +393,59 @@ proptest! {
         prop_assert!(run.code == Some(0) || !run.stderr.is_empty(), "{:?}", args);
         prop_assert_eq!(folder.names(), Vec::<String>::new());
     }
+}
+
+#[test]
+fn words_that_do_not_go_together_cannot_be_meant() {
+    for args in [
+        &["ddpm", "--json", "-o", "-"][..],
+        &["ddpm", "--save-steps", "1", "-o", "-"],
+        &["txt2img", "a cat", "--prompts", "rows.txt"],
+    ] {
+        let run = Folder::new().run(args);
+        assert_eq!(run.code, Some(2), "{run:?}");
+        assert_eq!(run.stderr.lines().count(), 1, "{run:?}");
+    }
+}
+
+#[test]
+fn a_prompt_without_quotes_is_told_of_them() {
+    fails(
+        &["txt2img", "a", "fox"],
+        2,
+        &["'fox'", "put quotes around a prompt of several words"],
+    );
+}
+
+#[test]
+fn a_file_that_is_missing_is_called_so() {
+    for more in [&[][..], &["--config", "a/b"]] {
+        let args = [
+            &["txt2img", "a cat", "--model", "models/sd15.safetensors"],
+            more,
+        ]
+        .concat();
+        fails(&args, 1, &["there is no file models/sd15.safetensors"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_memory_is_seen_before_the_drawing() {
+    let (folder, mut shell) = (Folder::new(), Command::new("sh"));
+    let args = [
+        "txt2img", "a cat", "--model", "demo", "--width", "4096", "--height", "4096",
+    ];
+    let program = folder.command(args);
+    shell.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh"]);
+    shell.arg(program.get_program()).args(program.get_args());
+    let run = Run::from(
+        shell
+            .current_dir(folder.path())
+            .output()
+            .expect("sh is there"),
+    );
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("of memory and"), "{run:?}");
+    assert_eq!(folder.names(), [""; 0]);
 }

@@ -356,3 +356,63 @@ fn a_dry_run_foretells_about_the_memory_that_the_run_takes() {
     let ratio = of("memory", &["--dry-run"]) / of("peak_memory", &["-o", "a.png"]);
     assert!((0.8..1.5).contains(&ratio), "{ratio}");
 }
+
+#[test]
+fn a_contact_sheet_has_a_name_of_its_own_in_a_folder_that_is_there_or_made() {
+    let folder = Folder::new();
+    folder.write("mine.png", "mine");
+    std::fs::create_dir(folder.file("album.png")).expect("the folder is writable");
+    for (more, part) in [
+        (
+            &["-o", "a.png", "--grid", "./a.png"][..],
+            "is the --grid of this run too",
+        ),
+        (
+            &["--animate", "a.png", "--grid", "a.png"],
+            "is the --grid of this run too; give another --animate",
+        ),
+        (&["--grid", "mine.png"], "mine.png exists; add --overwrite"),
+        (&["--grid", "album.png"], "album.png is a folder"),
+        (&["--grid", "none/a.png"], "or add --parents"),
+    ] {
+        let run = cat(&folder, more);
+        assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{run:?}");
+        assert!(run.stderr.contains(part), "{}", run.stderr);
+        assert_eq!(folder.names(), ["album.png", "mine.png"]);
+    }
+    let run = cat(
+        &folder,
+        &["-p", "-o", "new/{seed}.png", "--grid", "new/sheet.png"],
+    );
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(folder.file("new/sheet.png").exists());
+}
+
+#[test]
+fn rows_that_are_drawn_in_a_second_run_come_onto_the_sheet_of_the_first() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let args = [
+        "txt2img",
+        "--model",
+        &model,
+        "--steps",
+        "1",
+        "--prompts",
+        "-",
+        "--grid",
+        "all.png",
+    ];
+    let broken = folder.feed(args, "a cat\n{\n");
+    assert_eq!(broken.code, Some(3), "{broken:?}");
+    let width = |folder: &Folder| pixels(&folder.read("all.png")).width();
+    assert_eq!(width(&folder), 104 + 8);
+    let run = folder.feed(args, "a cat\na dog\n");
+    assert_eq!(
+        (run.code, run.stdout.as_str()),
+        (Some(0), "0002-a-dog.png\n")
+    );
+    assert_eq!(width(&folder), 2 * 104 + 8);
+    // What is no sheet of this program is not replaced.
+    std::fs::copy(folder.file("0001-a-cat.png"), folder.file("all.png")).expect("a copy");
+    assert_eq!(folder.feed(args, "a cat\na dog\n").code, Some(1));
+}

@@ -360,3 +360,50 @@ proptest! {
         prop_assert!(!run.stderr.contains("panicked"), "{:?}", run);
     }
 }
+
+#[test]
+fn a_picture_that_takes_the_place_of_its_own_model_is_compared_with_what_was_there() {
+    let folder = Folder::new();
+    picture(&folder, &["--seed", "7"]);
+    let onto_itself = [
+        "txt2img",
+        "--from",
+        "a.png",
+        "-o",
+        "a.png",
+        "--overwrite",
+        "--json",
+    ];
+    for (seed, same) in [("8", false), ("8", true)] {
+        let run = folder.run([&onto_itself[..], &["--seed", seed]].concat());
+        assert_eq!(run.objects()[0]["same_pixels"], same, "{run:?}");
+    }
+}
+
+#[test]
+fn verbose_before_the_command_is_the_commands() {
+    let folder = Folder::new();
+    picture(&folder, &["--seed", "7"]);
+    let words = ["-v", "txt2img", "--from", "a.png", "-o", "b.png"];
+    let run = folder.run(words);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert!(run.stderr.contains("load component"), "{}", run.stderr);
+    let last = folder.run([
+        "txt2img",
+        "--from",
+        "a.png",
+        "-o",
+        "b.png",
+        "--overwrite",
+        "-v",
+    ]);
+    assert_eq!(run.stderr.lines().count(), last.stderr.lines().count());
+}
+
+#[test]
+fn an_empty_prompt_overrides_the_pictures_own() {
+    let folder = Folder::new();
+    picture(&folder, &["--seed", "7"]);
+    let run = again(&folder, &["", "--json"]);
+    assert_eq!(run.objects()[0]["same_pixels"], false, "{run:?}");
+}

@@ -1,7 +1,7 @@
 //! From a `--model` text to a checkpoint: what it is, and where its parts are. Reads a config or two, no weights.
 use super::hub::{self, Network};
 use super::{Checkpoint, Demo, Part, Source, demo, json, original};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,6 +39,12 @@ impl Checkpoint {
         if Path::new(model).is_file() {
             return Self::open_file(network, model, config);
         }
+        let extension = Path::new(model).extension().unwrap_or_default();
+        let of_file = ["safetensors", "ckpt"].map(|of| extension.eq_ignore_ascii_case(of));
+        ensure!(
+            of_file == [false; 2] || Path::new(model).exists(),
+            "there is no file {model}: check its path"
+        );
         refuse_config(model, config)?;
         Self::at(network, model, revision)?.with_index()
     }
@@ -178,11 +184,11 @@ impl Checkpoint {
             Source::Hub(Box::new(hub::Repository::open(model, revision, network)?))
         } else if let Some((id, revision)) = hub::split_revision(model) {
             bail!(
-                "{model:?} is no folder here: for a revision of {id} type --model {id} --revision {revision}"
+                "\"{model}\" is no folder here: for a revision of {id} type --model {id} --revision {revision}"
             );
         } else {
             bail!(
-                "{model:?} is no folder here and no hub id: give the path of a model's folder, or owner/name"
+                "\"{model}\" is no folder here and no hub id: give the path of a model's folder, or owner/name"
             );
         };
         Ok(Self::new(network, model, source))
