@@ -389,3 +389,82 @@ fn the_price_has_the_loras_and_rows_share_them() {
         run.stderr
     );
 }
+
+/// The tensors of a file of [`write`].
+fn tensors(folder: &Folder, file: &str) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(folder.file(file), &Device::Cpu).expect("it was written")
+}
+
+#[test]
+fn a_file_with_both_names_of_a_block_changes_it_once() {
+    let folder = Folder::new();
+    let names = [
+        "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_attn1_to_q",
+        "lora_unet_output_blocks_3_1_transformer_blocks_0_attn1_to_q",
+    ];
+    let modules = names.map(|name| (name, &[20, 20][..]));
+    write(&folder, "both", KOHYA, &modules);
+    write(&folder, "one", KOHYA, &modules[..1]);
+    assert_eq!(
+        drawn(&folder, &["--lora=both"]),
+        drawn(&folder, &["--lora=one"])
+    );
+}
+
+#[test]
+fn two_spellings_of_a_module_in_one_file_are_refused() {
+    let folder = Folder::new();
+    let flat = "lora_unet_up_blocks_1_attentions_1_transformer_blocks_0_attn1_to_q";
+    for (name, style) in [(TO_Q, KOHYA), (flat, KOHYA)] {
+        write(&folder, "a", PEFT, &[(TO_Q, &[20, 20])]);
+        write(&folder, "b", style, &[(name, &[20, 20])]);
+        let all: HashMap<_, _> = tensors(&folder, "a")
+            .into_iter()
+            .chain(tensors(&folder, "b"))
+            .collect();
+        candle_core::safetensors::save(&all, folder.file("both")).expect("written");
+        let run = draw(&folder, &["--lora=both"]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        assert!(
+            run.stderr.contains("a second time, in another spelling"),
+            "{run:?}"
+        );
+    }
+}
+
+#[test]
+fn an_alpha_may_be_a_whole_number() {
+    let folder = Folder::new();
+    write(&folder, "plain", PEFT, &[(TO_Q, &[20, 20])]);
+    let pictures = [
+        Tensor::new(-4f32, &Device::Cpu),
+        Tensor::new(-4i64, &Device::Cpu),
+    ]
+    .map(|alpha| {
+        let mut all = tensors(&folder, "plain");
+        all.insert(format!("{TO_Q}.alpha"), alpha.expect("small"));
+        candle_core::safetensors::save(&all, folder.file("alpha")).expect("written");
+        drawn(&folder, &["--lora=alpha"])
+    });
+    assert_eq!(pictures[0], pictures[1]);
+    assert_ne!(pictures[0], drawn(&folder, &["--lora=plain"]));
+}
+
+#[test]
+fn a_folder_of_peft_has_its_scale_beside_it() {
+    let folder = Folder::new();
+    let name = TO_Q.replace("unet.", "base_model.model.");
+    write(
+        &folder,
+        "adapter_model.safetensors",
+        PEFT,
+        &[(&name, &[20, 20])],
+    );
+    write(&folder, "plain", PEFT, &[(TO_Q, &[20, 20])]);
+    let run = draw(&folder, &["--lora=adapter_model.safetensors"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("adapter_config.json"), "{run:?}");
+    folder.write("adapter_config.json", r#"{"r": 2, "lora_alpha": 6}"#);
+    let scaled = drawn(&folder, &["--lora=adapter_model.safetensors"]);
+    assert_eq!(scaled, drawn(&folder, &["--lora=plain:3"]));
+}

@@ -138,6 +138,25 @@ fn the_tower_of_stable_diffusion_2_ends_a_layer_early() {
     assert_eq!(scheduler["prediction_type"], "v_prediction");
 }
 
+// Of a file with a configuration, it says how many layers there are.
+#[test]
+fn the_tower_of_stable_diffusion_2_has_as_many_layers_as_its_configuration_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let tower = folder.path().join("text_encoder");
+    std::fs::create_dir(&tower).unwrap();
+    let index = fixture("sd2/model_index.json");
+    std::fs::copy(index, folder.path().join("model_index.json")).unwrap();
+    let text = std::fs::read_to_string(fixture("sd2/text_encoder/config.json")).unwrap();
+    let more = text.replace("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3");
+    assert_ne!(text, more);
+    std::fs::write(tower.join("config.json"), more).unwrap();
+    let (file, config) = (fixture("sd2.ckpt"), folder.path().to_str());
+    let file = file.to_str().unwrap();
+    let checkpoint = Checkpoint::open_with(Default::default(), file, "main", config).unwrap();
+    let tower = weights(&checkpoint, "text_encoder");
+    assert!(tower.shape("encoder.layers.2.layer_norm1.weight").is_some());
+}
+
 /// What a file's shapes tell of its UNet.
 const UNET_KEYS: [&str; 11] = [
     "in_channels",

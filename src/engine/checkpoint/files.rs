@@ -55,12 +55,19 @@ pub fn candidates(dtype: DType) -> Vec<(String, Format, bool)> {
             "safetensors"
         };
         for stem in ["diffusion_pytorch_model", "model", "pytorch_model"] {
-            names.push((format!("{stem}{variant}.{ext}"), format, half));
+            let whole = format!("{stem}{variant}.{ext}");
             // Python's libraries put the variant behind `index`; files in the wild have it in front too.
-            names.push((format!("{stem}.{ext}.index{variant}.json"), format, half));
-            if half {
-                names.push((format!("{stem}{variant}.{ext}.index.json"), format, half));
-            }
+            let parts = [
+                format!("{stem}.{ext}.index{variant}.json"),
+                format!("{stem}{variant}.{ext}.index.json"),
+            ];
+            let parts = parts.into_iter().take(if half { 2 } else { 1 });
+            // Where a network was saved over an older one both may be there: diffusers reads the parts, transformers the whole.
+            let found: Vec<_> = match stem {
+                "diffusion_pytorch_model" => parts.chain([whole]).collect(),
+                _ => [whole].into_iter().chain(parts).collect(),
+            };
+            names.extend(found.into_iter().map(|name| (name, format, half)));
         }
     }
     names

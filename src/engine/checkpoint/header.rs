@@ -13,8 +13,8 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
-/// A large network's header is a quarter of a megabyte.
-const LIMIT: u64 = 16 << 20;
+/// A large network's header is a quarter of a megabyte, a training's notes in it may be many; the safetensors library has this limit.
+const LIMIT: u64 = 100_000_000;
 
 /// The texts that were written beside the tensors.
 pub fn notes(file: impl Read, length: u64) -> Result<HashMap<String, String>> {
@@ -51,7 +51,10 @@ fn metadata(mut file: impl Read, length: u64) -> Result<(Metadata, u64)> {
         bail!("only {length} bytes long: not a safetensors file");
     }
     let size = u64::from_le_bytes(size);
-    if size > LIMIT || size > length - 8 {
+    if size > LIMIT && size <= length - 8 {
+        bail!("has a header of {size} bytes, and {LIMIT} are read at most");
+    }
+    if size > length - 8 {
         bail!(
             "claims a header of {size} bytes in a file of {length}: truncated or not a safetensors file"
         );

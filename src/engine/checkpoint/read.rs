@@ -26,13 +26,30 @@ pub fn tensor(file: &Source, entry: &Entry, shape: Shape, dtype: DType) -> Resul
     }
 }
 
+/// The only number of `entry`; unlike weights it may be whole.
+pub fn number(file: &Source, entry: &Entry) -> Result<f64> {
+    let FileType::Other(name) = &entry.dtype else {
+        let number = tensor(file, entry, Shape::from(1), DType::F64)?;
+        return Ok(number.get(0)?.to_scalar()?);
+    };
+    let mut bytes = [0; 8];
+    let width = match name.as_str() {
+        "I64" | "Long" => 8,
+        "I32" | "Int" => 4,
+        _ => bail!("holds {name}, where a number is wanted"),
+    };
+    file.read_exact_at(&mut bytes[8 - width..], entry.offset)?;
+    // Little endian, as all of the file; the sign is at the end.
+    Ok((i64::from_le_bytes(bytes) >> (64 - 8 * width)) as f64)
+}
+
 fn typed<T: Number + WithDType>(file: &Source, entry: &Entry, shape: Shape) -> Result<Tensor> {
     let values: Vec<T> = match &entry.dtype {
         FileType::F64 => numbers::<f64, T>(file, entry)?,
         FileType::F32 => numbers::<f32, T>(file, entry)?,
         FileType::F16 => numbers::<f16, T>(file, entry)?,
         FileType::BF16 => numbers::<bf16, T>(file, entry)?,
-        FileType::Other(name) => bail!("holds {name}, not floating-point numbers"),
+        FileType::Other(name) => bail!("holds {name}: numbers of F64, F32, F16 and BF16 are read"),
     };
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

@@ -1,5 +1,5 @@
 //! Networks that break and hubs that lie: what is in the cache afterwards is right, or not there.
-use super::server::{COMMIT, DRAW, Fault, Hub, UNET, sha256};
+use super::server::{COMMIT, DRAW, Fault, Hub, UNET, git_hash, sha256};
 use crate::support::{Folder, Run};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -355,4 +355,47 @@ fn a_process_that_is_killed_leaves_a_cache_to_go_on_with() {
     }
     println!("{kills} kills, {partials} files found half-way");
     assert!(kills < 20 || partials > 0, "no kill came in time");
+}
+
+#[test]
+fn a_file_whose_size_is_not_told_is_checked_all_the_same() {
+    let (hub, folder) = (Hub::new(), Folder::new());
+    let config = "unet/config.json";
+    let bytes = hub.file("owner/tiny", config);
+    let blobs = repository(&folder).join("blobs");
+    std::fs::create_dir_all(&blobs).expect("the folder is writable");
+    let left = blobs.join(format!("{}.incomplete", git_hash(&bytes)));
+    for start in [bytes.clone(), vec![0; 10], vec![0; 9000]] {
+        hub.faults(&["/owner/tiny/resolve/", config], Fault::Elsewhere, 2);
+        std::fs::write(&left, &start).expect("the folder is writable");
+        drew(&hub.run(&folder, &[&DRAW[..], &["--overwrite"]].concat()));
+        assert_eq!(check_cache(&folder, &hub), 0);
+        std::fs::remove_file(blobs.join(git_hash(&bytes))).expect("it is there");
+    }
+    std::fs::remove_file(folder.file("a.png")).expect("it is there");
+    hub.faults(&["/owner/tiny/resolve/", config], Fault::Elsewhere, 2);
+    hub.fault(&["GET /cdn/", config], Fault::Flip);
+    fails(&folder, &hub, &["it came as "]);
+}
+
+#[test]
+fn a_commit_that_is_gone_from_the_hub_makes_room_for_the_new_one() {
+    let (hub, folder) = (Hub::new(), Folder::new());
+    let gone = "f".repeat(40);
+    let unet = repository(&folder)
+        .join("snapshots")
+        .join(&gone)
+        .join("unet");
+    std::fs::create_dir_all(&unet).expect("the folder is writable");
+    std::fs::create_dir_all(repository(&folder).join("refs")).expect("the folder is writable");
+    std::fs::write(unet.join("config.json"), "{}").expect("the folder is writable");
+    std::fs::write(repository(&folder).join("refs/main"), &gone).expect("the folder is writable");
+    let run = hub.draw(&folder);
+    assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""), "{run:?}");
+    assert!(
+        run.stderr.contains("run again to take the new one"),
+        "{run:?}"
+    );
+    drew(&hub.draw(&folder));
+    assert_eq!(check_cache(&folder, &hub), 0);
 }

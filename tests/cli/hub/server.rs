@@ -45,6 +45,8 @@ pub enum Fault {
     IgnoreRange,
     /// A header has another value.
     Header(&'static str, String),
+    /// A small file is on another host too, and its size is not told.
+    Elsewhere,
 }
 
 #[derive(Default)]
@@ -261,6 +263,14 @@ impl State {
             Some(Fault::Flip) => answer.body[0] ^= 1,
             Some(Fault::Long(more)) => answer.body.extend(vec![7; *more]),
             Some(Fault::Short(less)) => answer.body.truncate(answer.body.len() - less),
+            Some(Fault::Elsewhere) => {
+                let (id, rest) = path[1..].split_once("/resolve/").expect("a file's path");
+                let (_, name) = rest.split_once('/').expect("a file's path");
+                let location = format!("http://localhost:{}/cdn/{id}/-/{name}", self.port);
+                answer.headers.retain(|(name, _)| *name != "content-length");
+                answer.headers.push(("location", location));
+                (answer.status, answer.body) = (302, Vec::new());
+            }
             Some(Fault::Header(name, value)) => {
                 answer.headers.retain(|(other, _)| other != name);
                 answer.headers.push((name, value.clone()));

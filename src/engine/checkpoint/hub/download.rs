@@ -14,9 +14,10 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tempfile::TempPath;
 
 /// Read from the network, and written, at once.
 const CHUNK: usize = 1 << 18;
@@ -45,13 +46,16 @@ impl Downloads<'_> {
         let blob = self.layout.blob(etag);
         if !blob.is_file() {
             make_parent(&blob)?;
-            let _lock = self.layout.lock(etag, name)?;
+            let lock = self.layout.lock(etag, name)?;
             // Another process may have written it while this one waited.
             if !blob.is_file() {
-                let partial = blob.with_file_name(format!("{etag}.incomplete"));
-                self.fill(job, &partial, bar)
+                let partial = match lock.keeps_out {
+                    true => PartialPath::Shared(blob.with_file_name(format!("{etag}.incomplete"))),
+                    false => PartialPath::own(&blob, etag).with_context(|| unwritable(&blob))?,
+                };
+                self.fill(job, partial.path(), bar)
                     .with_context(|| format!("downloading {name} of {}", self.asked.id))?;
-                std::fs::rename(&partial, &blob).with_context(|| unwritable(&blob))?;
+                std::fs::rename(partial.path(), &blob).with_context(|| unwritable(&blob))?;
             }
         }
         self.layout.link(etag, self.repository.revision(), name)
@@ -92,10 +96,10 @@ impl Downloads<'_> {
             bar.set_position(partial.length);
             let before = partial.length;
             match self.read_on(job, partial, bar) {
-                Ok(()) if job.about.size.is_none() => return Ok(()),
+                Ok(()) if partial.about.size.is_none() => return Ok(()),
                 Ok(()) if !partial.is_short() => return Ok(()),
                 Ok(()) => {
-                    let (found, of) = (partial.length, job.about.size.unwrap_or(0));
+                    let (found, of) = (partial.length, partial.about.size.unwrap_or(0));
                     let failure = Failure::Broken(format!("{found} of {of} bytes came"));
                     patience.wait(failure, partial.length > before, self)?;
                 }
@@ -117,10 +121,17 @@ impl Downloads<'_> {
         let mut response = match response {
             // The hub has fewer bytes than are here.
             Err(Failure::Refused { status: 416, .. }) if partial.length > 0 => {
-                return partial.restart().map_err(Stop::Disk);
+                partial.restart().map_err(Stop::Disk)?;
+                self.client.bytes(self.repository, &job.name, 0)?
             }
             other => other?,
         };
+        if partial.about.size.is_none() {
+            // The file is checked by its size, and where the etag is git's, by its hash.
+            let length = response.headers().get("content-length");
+            partial.about.size = length.and_then(|length| length.to_str().ok()?.parse().ok());
+            partial.restart().map_err(Stop::Disk)?;
+        }
         if partial.length > 0 && !continues(&response, partial.length) {
             partial.restart().map_err(Stop::Disk)?;
             bar.set_position(0);
@@ -147,6 +158,33 @@ impl Downloads<'_> {
                 // The hash will not be right either; a body without end would fill the disk.
                 return Ok(());
             }
+        }
+    }
+}
+
+/// Where a file is received.
+enum PartialPath {
+    /// Gone on with by the next run.
+    Shared(PathBuf),
+    /// Of this process alone, where locks keep nobody out. Gone when it fails.
+    Own(TempPath),
+}
+
+impl PartialPath {
+    fn own(blob: &Path, etag: &str) -> std::io::Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let prefix = format!("{etag}.");
+        let builder = builder.prefix(&prefix).suffix(".incomplete");
+        let folder = blob.parent().unwrap_or(Path::new("."));
+        Ok(Self::Own(builder.tempfile_in(folder)?.into_temp_path()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Shared(path) => path,
+            Self::Own(path) => path,
         }
     }
 }
@@ -306,7 +344,8 @@ impl Partial {
                 }
             }
         }
-        if partial.is_long() {
+        // Nor is a start gone on with that nothing can tell from another file's.
+        if partial.is_long() || about.size.is_none() {
             partial.restart()?;
         }
         Ok(partial)

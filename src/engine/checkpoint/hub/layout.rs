@@ -99,25 +99,30 @@ impl Layout {
 
     /// Waits until nobody else writes this blob, be it another process or a second file of the same bytes. The lock ends with the file that
     /// is returned, or with the process.
-    pub fn lock(&self, etag: &str, name: &str) -> Result<File> {
+    pub fn lock(&self, etag: &str, name: &str) -> Result<Lock> {
         let folder = self.cache.join(".locks").join(&self.name);
         let path = folder.join(format!("{etag}.lock"));
         make_parent(&path)?;
         let mut options = File::options();
-        let file = options.read(true).write(true).create(true).truncate(false);
-        let file = file.open(&path).with_context(|| unwritable(&path))?;
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let file = options.open(&path).with_context(|| unwritable(&path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 tracing::info!("{name} is being downloaded already: waiting for it");
                 file.lock().with_context(|| unwritable(&path))?;
             }
-            // Some network file systems have no locks. The blob's hash still tells whether two have mixed their bytes.
             Err(TryLockError::Error(err)) => {
                 tracing::debug!("no lock at {}: {err}", path.display())
             }
         }
-        Ok(file)
+        // Some network file systems have no locks, or give one to all who ask.
+        let second = options.open(&path).with_context(|| unwritable(&path))?;
+        let keeps_out = matches!(second.try_lock(), Err(TryLockError::WouldBlock));
+        Ok(Lock {
+            _file: file,
+            keeps_out,
+        })
     }
 
     /// Makes a whole blob visible under its name.
@@ -145,6 +150,13 @@ impl Layout {
             Err(_) => std::fs::rename(&blob, &pointer).with_context(|| unwritable(&pointer)),
         }
     }
+}
+
+/// Ends with its file.
+pub struct Lock {
+    _file: File,
+    /// Whether anybody else waits for it.
+    pub keeps_out: bool,
 }
 
 #[cfg(unix)]
@@ -183,6 +195,15 @@ mod tests {
     use super::*;
     use hf_hub::RepoType;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_lock_tells_whether_it_keeps_others_out() {
+        let cache = tempfile::tempdir().expect("a temporary folder");
+        let repository = Repo::new("owner/name".to_owned(), RepoType::Model);
+        let layout = Layout::new(cache.path().to_owned(), repository);
+        let lock = layout.lock("ab", "x").expect("the folder is writable");
+        assert!(lock.keeps_out);
+    }
 
     #[test]
     fn nothing_but_refs_is_ever_among_the_refs() {

@@ -286,6 +286,15 @@ impl Repository {
             Err(failure @ Failure::Refused { .. }) if failure.may_pass() => {
                 self.patiently(|| self.client.list(&repository))?
             }
+            Err(Failure::Refused { status: 404, .. })
+                if wanted != self.revision && self.takes_new_commit()? =>
+            {
+                bail!(
+                    "the hub has another commit of {} at {} now, and no longer the one in the cache: run again to take the new one",
+                    self.id,
+                    self.revision
+                )
+            }
             Err(failure) => return Err(self.asked().explain(failure)),
         };
         // Where this cannot be written, nothing else can, and that is told.
@@ -295,6 +304,18 @@ impl Repository {
             names: names.collect(),
             commit: list.commit,
         })))
+    }
+}
+
+impl Repository {
+    /// Whether the hub has another commit of the revision than the cache, which the cache then notes for the next run: files of two commits are
+    /// never mixed.
+    fn takes_new_commit(&self) -> Result<bool> {
+        let Ok(list) = self.client.list(&model(&self.id, &self.revision)) else {
+            return Ok(false);
+        };
+        self.layout.note_commit(&self.revision, &list.commit)?;
+        Ok(self.cached.as_ref() != Some(&list.commit))
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! - [`names`]: the layouts
 //! - [`source`]: where a LoRA is
+//! - [`settings`]: what PEFT says beside the tensors
 //! - [`delta`]: the arithmetic
 mod delta;
 mod names;
+mod settings;
 mod source;
 
 pub use delta::Delta;
@@ -14,10 +16,10 @@ use super::json::one_line;
 use super::weights::{Entry, Naming, Weights, without_trailing_ones};
 use super::{Checkpoint, header, original, read, torch};
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Shape};
+use candle_core::DType;
 use names::{Module, Role};
-use serde_json::{Map, Value};
-use std::collections::{BTreeMap, HashMap};
+use settings::Settings;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What is done to the weights of a component, by the weights' names.
@@ -130,8 +132,7 @@ struct File {
     modules: BTreeMap<Module, Matrices>,
     /// Names of no layout.
     unknown: Vec<String>,
-    /// The settings of PEFT that diffusers writes into the header.
-    settings: Map<String, Value>,
+    settings: Settings,
 }
 
 #[derive(Default)]
@@ -148,17 +149,20 @@ impl File {
         let length = source.length()?;
         let torch = [".bin", ".pt", ".ckpt", ".pth"];
         let is_torch = torch.iter().any(|end| lora.name().ends_with(end));
-        let (entries, settings) = if is_torch {
-            (torch::read(source.reader(), length)?, Map::new())
+        let (mut entries, notes) = if is_torch {
+            (torch::read(source.reader(), length)?, HashMap::new())
         } else {
             // Two readers of one file would share their place in it.
             let notes = header::notes(place.open()?.reader(), length)?;
-            let settings = notes.get("lora_adapter_metadata");
-            let settings = settings.and_then(|text| serde_json::from_str(text).ok());
-            (
-                header::read(source.reader(), length)?,
-                settings.unwrap_or_default(),
-            )
+            (header::read(source.reader(), length)?, notes)
+        };
+        entries.sort_by(|(a, _), (b, _)| a.cmp(b));
+        let is_of_peft = entries
+            .iter()
+            .any(|(name, _)| name.starts_with(names::PEFT));
+        let settings = match is_of_peft {
+            true => Settings::beside(lora)?,
+            false => Settings::of_notes(&notes)?,
         };
         let mut modules: BTreeMap<Module, Matrices> = BTreeMap::new();
         let mut unknown = Vec::new();
@@ -168,16 +172,35 @@ impl File {
                 continue;
             };
             let matrices = modules.entry(module).or_default();
-            match role {
-                Role::Down => matrices.down = Some(entry),
-                Role::Up => matrices.up = Some(entry),
+            let earlier = match role {
+                Role::Down => matrices.down.replace(entry).is_some(),
+                Role::Up => matrices.up.replace(entry).is_some(),
                 Role::Alpha => {
                     let count: usize = entry.shape.iter().product();
                     ensure!(count == 1, "{} has {count} numbers", one_line(&name));
-                    let alpha = read::tensor(&source, &entry, Shape::from(1), DType::F64)?;
-                    matrices.alpha = Some(alpha.get(0)?.to_scalar()?);
+                    let alpha = read::number(&source, &entry)?;
+                    matrices.alpha.replace(alpha).is_some()
                 }
-            }
+            };
+            ensure!(
+                !earlier,
+                "has {} a second time, in another spelling",
+                one_line(&name)
+            );
+        }
+        // As diffusers takes a file that has the original names and today's: the original ones are left away.
+        let is_flat = |module: &Module, parts: [&str; 3]| {
+            module.flat
+                && module.component == "unet"
+                && parts.iter().any(|part| module.path.starts_with(part))
+        };
+        if modules
+            .keys()
+            .any(|module| is_flat(module, ["down_blocks_", "mid_block_", "up_blocks_"]))
+        {
+            modules.retain(|module, _| {
+                !is_flat(module, ["input_blocks_", "middle_block_", "output_blocks_"])
+            });
         }
         Ok(Self {
             source: Arc::new(source),
@@ -195,7 +218,7 @@ impl File {
     ) -> Result<(Vec<String>, usize)> {
         let (mut left, mut matched) = (self.unknown, 0);
         let count = self.modules.len() + left.len();
-        let factor = |module: &Module, alpha, rank| factor(&self.settings, module, alpha, rank);
+        let mut changed = HashSet::new();
         for (module, matrices) in &self.modules {
             let (down, up) = match (&matrices.down, &matrices.up) {
                 (Some(down), Some(up)) => (down.view(), up.view()),
@@ -208,7 +231,7 @@ impl File {
                 up: Arc::new(up),
                 scale: weight,
             };
-            delta.scale *= factor(module, matrices.alpha, delta.rank())?;
+            delta.scale *= self.settings.factor(module, matrices.alpha, delta.rank())?;
             delta.check().with_context(|| one_line(&module.display()))?;
             let model = models
                 .iter()
@@ -224,6 +247,11 @@ impl File {
                     delta.shape()
                 );
             }
+            ensure!(
+                changed.insert((module.component, name.clone())),
+                "changes {} a second time, in another spelling",
+                one_line(&module.display())
+            );
             let patches = patches.entry(module.component.to_owned()).or_default();
             patches.entry(name).or_default().push(delta);
             matched += 1;
@@ -251,32 +279,4 @@ fn warn(name: &str, left: &[String], count: usize) {
         if left.len() == 1 { "has" } else { "have" },
         left[..left.len().min(NAMED)].join(", ")
     );
-}
-
-/// `alpha / rank`: 1 where neither the file nor its header says otherwise. Each module has its own alpha, where diffusers 0.42 gives
-/// attention's layers the most common one of kohya's file.
-fn factor(
-    settings: &Map<String, Value>,
-    module: &Module,
-    alpha: Option<f64>,
-    rank: usize,
-) -> Result<f64> {
-    let setting = |key: &str| settings.get(&format!("{}.{key}", module.component));
-    let on = |key: &str| setting(key).and_then(Value::as_bool) == Some(true);
-    ensure!(!on("use_dora"), "holds DoRA, which is not supported");
-    let own = || {
-        let pattern = setting("alpha_pattern")?.as_object()?;
-        let names = module.todays();
-        let ends = |key: &str| {
-            let end = format!(".{key}");
-            names.iter().any(|name| name == key || name.ends_with(&end))
-        };
-        pattern.iter().find(|(key, _)| ends(key))?.1.as_f64()
-    };
-    let common = || setting("lora_alpha")?.as_f64();
-    let Some(alpha) = alpha.or_else(own).or_else(common) else {
-        return Ok(1.0);
-    };
-    let rank = rank as f64;
-    Ok(alpha / if on("use_rslora") { rank.sqrt() } else { rank })
 }

@@ -15,6 +15,8 @@ pub struct Module {
     pub path: String,
     /// kohya's, with `_` for the dots.
     pub flat: bool,
+    /// The component is said by its name.
+    pub prefixed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +27,9 @@ pub enum Role {
     Up,
     Alpha,
 }
+
+/// What PEFT's own files put before all names.
+pub const PEFT: &str = "base_model.model.";
 
 const ROLES: [(&str, Role); 13] = [
     (".lora_A.weight", Role::Down),
@@ -84,16 +89,17 @@ pub fn parse(name: &str) -> Result<Option<(Module, Role)>> {
             .filter_map(|(start, component)| Some((path.strip_prefix(start)?, *component)));
         found.next()
     };
-    let (path, component, flat) = match (prefixed(&FLAT), prefixed(&DOTTED)) {
-        (Some((path, component)), _) => (path, component, true),
-        (_, Some((path, component))) => (path, component, false),
-        _ => (path, "unet", false),
+    let (path, component, flat, prefixed) = match (prefixed(&FLAT), prefixed(&DOTTED)) {
+        (Some((path, component)), _) => (path, component, true, true),
+        (_, Some((path, component))) => (path, component, false, true),
+        _ => (path, "unet", false, false),
     };
-    let path = path.strip_prefix("base_model.model.").unwrap_or(path);
+    let path = path.strip_prefix(PEFT).unwrap_or(path);
     let module = Module {
         component,
         path: path.to_owned(),
         flat,
+        prefixed,
     };
     Ok(Some((module, role)))
 }

@@ -98,6 +98,20 @@ impl Lora {
         }))
     }
 
+    /// A file in the same folder, downloaded if need be; None where there is none.
+    pub fn beside(&self, name: &str) -> Result<Option<Place>> {
+        let path = match &self.source {
+            Source::File(path) => Some(path.with_file_name(name)).filter(|path| path.is_file()),
+            Source::Hub(repository, file) => {
+                let folder = file
+                    .rsplit_once('/')
+                    .map(|(folder, _)| format!("{folder}/"));
+                repository.get(&format!("{}{name}", folder.unwrap_or_default()))?
+            }
+        };
+        Ok(path.map(Place::Disk))
+    }
+
     /// What a load would read.
     pub fn wanted(&self) -> Result<Wanted> {
         let path = match &self.source {

@@ -27,9 +27,15 @@ pub fn of<'a>(
         ("vae", _) => vae(family, shape),
         ("text_encoder", Family::Clip) => Some(clip(CLIP, shape, &names())?),
         ("text_encoder", Family::Both) => Some(clip(CLIP_OF_TWO, shape, &names())?),
-        // diffusers' tower ends a layer early, because the last is never read.
-        ("text_encoder", Family::OpenClip) => Some(open_clip(OPEN_CLIP, 1, shape, &names())?),
-        ("text_encoder_2", Family::Both) => Some(open_clip(OPEN_CLIP_OF_TWO, 0, shape, &names())?),
+        ("text_encoder", Family::OpenClip) => {
+            Some(open_clip(OPEN_CLIP, read_of_open_clip, shape, &names())?)
+        }
+        ("text_encoder_2", Family::Both) => Some(open_clip(
+            OPEN_CLIP_OF_TWO,
+            |layers| layers,
+            shape,
+            &names(),
+        )?),
         _ => None,
     };
     Ok(match config {
@@ -258,14 +264,28 @@ fn clip<'a>(prefix: &str, shape: &Shapes<'a>, names: &[&str]) -> Result<Value> {
     )
 }
 
-fn open_clip<'a>(prefix: &str, unread: usize, shape: &Shapes<'a>, names: &[&str]) -> Result<Value> {
+/// The layers that Stable Diffusion 2 reads of so many: diffusers' tower ends before the last one. diffusers' own converter leaves that
+/// one away, so that 23 are what is left of 24.
+pub fn read_of_open_clip(layers: usize) -> usize {
+    match layers {
+        23 => 23,
+        _ => layers.saturating_sub(1),
+    }
+}
+
+fn open_clip<'a>(
+    prefix: &str,
+    read: impl Fn(usize) -> usize,
+    shape: &Shapes<'a>,
+    names: &[&str],
+) -> Result<Value> {
     let of = |name: &str| shape(&format!("{prefix}{name}"));
     let layers = count(&format!("{prefix}transformer.resblocks."), names);
     let mut config = tower(
         of("token_embedding.weight"),
         of("positional_embedding"),
         of("transformer.resblocks.0.mlp.c_fc.weight"),
-        (layers.saturating_sub(unread), "gelu"),
+        (read(layers), "gelu"),
     )?;
     if let Some(width) = of("text_projection").and_then(|shape| shape.get(1)) {
         config["projection_dim"] = json!(width);
@@ -473,5 +493,10 @@ mod tests {
             ssd["reverse_transformer_layers_per_block"],
             json!([[4, 4, 10], [2, 1, 1], 1])
         );
+    }
+
+    #[test]
+    fn the_layer_that_is_never_read_may_be_left_away_already() {
+        assert_eq!([24, 23, 3, 0].map(read_of_open_clip), [23, 23, 2, 0]);
     }
 }

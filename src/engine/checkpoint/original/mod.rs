@@ -172,9 +172,17 @@ impl Original {
             ("vae", _) => Selection::vae(VAE, under(VAE)),
             ("text_encoder", Family::Clip) => Selection::clip(CLIP),
             ("text_encoder", Family::Both) => Selection::clip(CLIP_OF_TWO),
-            // The last layer is never read: diffusers' tower ends before it.
             ("text_encoder", Family::OpenClip) => {
-                Selection::open_clip(OPEN_CLIP, layers(OPEN_CLIP).saturating_sub(1), false)
+                let told = self.config.as_ref();
+                let told = told.map(|config| config.json("text_encoder", "config.json"));
+                let told = told
+                    .transpose()?
+                    .and_then(|told| told.get("num_hidden_layers")?.as_u64());
+                let layers = match told {
+                    Some(layers) => layers as usize,
+                    None => configs::read_of_open_clip(layers(OPEN_CLIP)),
+                };
+                Selection::open_clip(OPEN_CLIP, layers, false)
             }
             ("text_encoder_2", Family::Both) => {
                 Selection::open_clip(OPEN_CLIP_OF_TWO, layers(OPEN_CLIP_OF_TWO), true)

@@ -153,7 +153,8 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// `('storage', class, key, device, count)`: torch keeps numbers outside of the pickle.
+    /// `('storage', class, key, device, count)`: torch keeps numbers outside of the pickle. Before version 0.4 a sixth entry could be a part of
+    /// the storage.
     pub fn persistent(&mut self, id: Value<'a>) -> Result<()> {
         let Value::Sequence(id) = id else {
             bail!("a reference is not torch's");
@@ -164,11 +165,16 @@ impl<'a> Machine<'a> {
             Value::Text(key),
             _,
             Value::Int(count),
-            ..,
+            ref part @ ..,
         ] = &self.sequences[id][..]
         else {
             bail!("a reference is not torch's");
         };
+        if !matches!(part, [] | [Value::None]) {
+            bail!(
+                "a storage is a part of another, as torch before 0.4 wrote it: save it again with a newer one"
+            );
+        }
         if key.len() > LONGEST_NAME {
             bail!("a storage's name is too long: refused");
         }

@@ -36,9 +36,14 @@ pub use size::Sizes;
 use towers::Towers;
 
 /// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
-const TOWER: Naming = Naming {
+const PROJECTING: Naming = Naming {
     strip: "text_model.",
     ignore: &["position_ids"],
+};
+/// A tower alone may stand in a file beside what whole CLIP adds.
+const TOWER: Naming = Naming {
+    ignore: &["position_ids", "text_projection.*", "logit_scale"],
+    ..PROJECTING
 };
 
 /// What to draw. None is what the checkpoint or its pipeline has.
@@ -201,7 +206,8 @@ impl System for Txt2ImgSystem {
         checkpoint.prepare_loras(&self.changed(), runtime.weights)?;
         let towers = progress.phase(Phase::Load, || {
             let towers = self.towers.iter().map(|tower| {
-                load(checkpoint, tower.component, runtime, TOWER, |vb| {
+                let naming = if tower.projects { PROJECTING } else { TOWER };
+                load(checkpoint, tower.component, runtime, naming, |vb| {
                     let dtype = runtime.activations();
                     ClipTextModel::load(&tower.config, vb, dtype, tower.projects)
                 })
