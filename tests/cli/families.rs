@@ -1,5 +1,5 @@
 //! What the kinds of UNet pipeline have of their own on the command line; their pictures are compared in `pipelines`.
-use crate::support::{Folder, Run, asset, copy, fixture, texts};
+use crate::support::{Folder, Run, asset, copy, fixture, pixels, texts};
 use serde_json::{Value, json};
 
 fn model(name: &str) -> String {
@@ -253,4 +253,62 @@ fn a_negative_prompt_that_a_model_does_not_read_is_said() {
         "{}",
         run.stderr
     );
+}
+
+#[test]
+fn components_of_other_classes_are_refused_by_their_names() {
+    for (component, library, class) in [
+        ("text_encoder", "transformers", "BertModel"),
+        ("tokenizer", "transformers", "GPT2Tokenizer"),
+        ("unet", "diffusers", "UNet3DConditionModel"),
+    ] {
+        let folder = changed("model_index.json", component, json!([library, class]));
+        let said =
+            format!("model_index.json names {class} for {component}, which is not supported");
+        refused(&folder, "txt2img", &said);
+    }
+    let folder = changed("model_index.json", "_class_name", json!("LDMPipeline"));
+    let said = "model_index.json names LDMPipeline, which is not supported (accepted: DDPMPipeline";
+    refused(&folder, "ddpm", said);
+}
+
+#[test]
+fn a_text_encoder_that_is_to_see_no_padding_is_refused() {
+    let folder = changed(
+        "text_encoder/config.json",
+        "use_attention_mask",
+        json!(true),
+    );
+    refused(
+        &folder,
+        "txt2img",
+        "use_attention_mask = true is not supported",
+    );
+}
+
+#[test]
+fn the_configuration_of_whole_clip_has_that_of_its_text_tower_inside() {
+    let folder = Folder::new();
+    copy(asset("tiny-sd").as_ref(), &folder.file("model"));
+    let path = folder.file("model/text_encoder/config.json");
+    let text = std::fs::read_to_string(&path).expect("a configuration");
+    let draw = |name: &str| {
+        let args = [
+            "txt2img",
+            "a cat",
+            "--model=model",
+            "--steps=1",
+            "--seed=1",
+            "-o",
+            name,
+        ];
+        let run = folder.run(args);
+        assert_eq!(run.code, Some(0), "{run:?}");
+        folder.read(name)
+    };
+    let before = pixels(&draw("a.png"));
+    let tower: Value = serde_json::from_str(&text).expect("JSON");
+    let whole = json!({"model_type": "clip", "projection_dim": 9, "text_config": tower});
+    std::fs::write(path, whole.to_string()).expect("written");
+    assert!(pixels(&draw("b.png")) == before);
 }

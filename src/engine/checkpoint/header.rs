@@ -13,8 +13,8 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
 use std::io::Read;
 
-/// A large network's header is a quarter of a megabyte, a training's notes in it may be many; the safetensors library has this limit.
-const LIMIT: u64 = 100_000_000;
+/// A large network's header is a quarter of a megabyte.
+const LIMIT: u64 = 16 << 20;
 
 /// The texts that were written beside the tensors.
 pub fn notes(file: impl Read, length: u64) -> Result<HashMap<String, String>> {

@@ -6,11 +6,13 @@
 //! y = final_layer_norm(x);   pooled = text_projection(y at the text's end)
 //! ```
 use super::config::check_count;
+use crate::engine::checkpoint::json;
 use crate::engine::nn::{Activation, LayerNorm, Linear, SelfAttention};
 use anyhow::ensure;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 /// `text_encoder/config.json`; absent keys take transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -26,8 +28,10 @@ pub struct ClipTextConfig {
     pub layer_norm_eps: f64,
     /// The token at whose place a text is pooled.
     pub eos_token_id: Option<u32>,
-    /// Width of the pooled text.
-    pub projection_dim: usize,
+    /// Whether the pipeline gives the tokens that pad no attention.
+    pub use_attention_mask: Option<bool>,
+    /// Width of the pooled text; none in a tower without a projection.
+    pub projection_dim: Option<usize>,
 }
 
 /// What configurations of before transformers 4.31 have as `eos_token_id`, whatever the vocabulary: the text then ends at
@@ -46,19 +50,30 @@ impl Default for ClipTextConfig {
             hidden_act: Activation::QuickGelu,
             layer_norm_eps: 1e-5,
             eos_token_id: Some(49407),
-            projection_dim: 512,
+            use_attention_mask: None,
+            projection_dim: Some(512),
         }
     }
 }
 
 impl ClipTextConfig {
+    /// Of a `config.json`, which may be that of whole CLIP.
+    pub fn of(file: &Map<String, Value>) -> anyhow::Result<Self> {
+        let text = file.get("text_config").and_then(Value::as_object);
+        let config: Self = json::decode(text.unwrap_or(file))?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Refuses what the tower cannot be.
     pub fn check(&self) -> anyhow::Result<()> {
         check_count("vocab_size", self.vocab_size, 1 << 24)?;
         check_count("hidden_size", self.hidden_size, 1 << 16)?;
         check_count("intermediate_size", self.intermediate_size, 1 << 20)?;
         check_count("num_hidden_layers", self.num_hidden_layers, 1000)?;
-        check_count("projection_dim", self.projection_dim, 1 << 16)?;
+        if let Some(width) = self.projection_dim {
+            check_count("projection_dim", width, 1 << 16)?;
+        }
         check_count(
             "max_position_embeddings",
             self.max_position_embeddings,
@@ -126,8 +141,12 @@ impl ClipTextModel {
         let embeddings = vb.pp("embeddings");
         let layers = (0..config.num_hidden_layers)
             .map(|i| EncoderLayer::load(config, vb.pp("encoder.layers").pp(i)));
-        let projection = with_projection
-            .then(|| Linear::load_no_bias(vb.pp("text_projection"), width, config.projection_dim));
+        let projection = with_projection.then(|| {
+            let Some(projected) = config.projection_dim else {
+                candle_core::bail!("the tower projects and has no projection_dim");
+            };
+            Linear::load_no_bias(vb.pp("text_projection"), width, projected)
+        });
         Ok(Self {
             token_embedding: embeddings
                 .get((config.vocab_size, width), "token_embedding.weight")?,

@@ -1,11 +1,13 @@
 //! CLIP's byte-pair encoding from the checkpoint's own files, to exactly as many ids as the text encoder takes.
 //!
 //! The reference builds the same tokenizer around any vocabulary: of `tokenizer.json` it takes the vocabulary, the
-//! merges and the two tokens put around a text. The names of the special tokens come from `tokenizer_config.json`,
-//! `special_tokens_map.json` and `added_tokens.json`.
+//! merges and the added tokens. The names of the special tokens come from `tokenizer_config.json` and
+//! `special_tokens_map.json`, more added tokens from `added_tokens.json`.
+use super::config::refuse_unsupported;
 use crate::engine::checkpoint::{Checkpoint, Place, json};
-use anyhow::{Context, Result, anyhow, bail};
-use serde_json::{Map, Value};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -18,6 +20,13 @@ const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
+/// The special tokens that CLIP names, and its names.
+const NAMED: [(&str, &str); 4] = [
+    ("bos_token", BOS),
+    ("eos_token", EOS),
+    ("unk_token", EOS),
+    ("pad_token", EOS),
+];
 const END_OF_WORD: &str = "</w>";
 /// CLIP's own vocabulary takes 4 MB.
 const FILE_LIMIT: u64 = 8 << 20;
@@ -51,13 +60,22 @@ pub struct ClipTokenizer {
     eos: u32,
     pad: u32,
     max_length: Option<usize>,
+    /// Added tokens that stand for several.
+    several: Vec<Several>,
+}
+
+/// An added token, and the text with which all that it stands for is meant.
+struct Several {
+    id: u32,
+    name: String,
+    all: String,
 }
 
 impl ClipTokenizer {
     /// Reads the tokenizer of a checkpoint.
     pub fn load(checkpoint: &Checkpoint, component: &str) -> Result<Self> {
         let settings = Settings::read(checkpoint, component)?;
-        let (bpe, around, added) = match checkpoint.file(component, "tokenizer.json")? {
+        let (bpe, added) = match checkpoint.file(component, "tokenizer.json")? {
             Some(path) => from_tokenizer_json(&path, settings.text("unk_token", EOS))
                 .with_context(|| path.display().into_owned())?,
             None => {
@@ -72,19 +90,14 @@ impl ClipTokenizer {
                 let (vocab, merges) = (need("vocab.json")?, need("merges.txt")?);
                 let bpe = from_two_files(&vocab, &merges, settings.text("unk_token", EOS))
                     .with_context(|| format!("{} and merges.txt beside it", vocab.display()))?;
-                (bpe, None, Vec::new())
+                (bpe, Vec::new())
             }
         };
-        Self::build(bpe, around, added, &settings)
+        Self::build(bpe, &added, &settings)
             .with_context(|| format!("{}/{component}", checkpoint.name()))
     }
 
-    fn build(
-        bpe: BPE,
-        around: Option<(u32, u32)>,
-        added: Vec<Value>,
-        settings: &Settings,
-    ) -> Result<Self> {
+    fn build(bpe: BPE, added: &[Value], settings: &Settings) -> Result<Self> {
         let mut tokenizer = Tokenizer::new(bpe);
         let spaces = Replace::new(ReplacePattern::Regex(r"\s+".into()), " ").map_err(plain)?;
         tokenizer
@@ -105,44 +118,55 @@ impl ClipTokenizer {
             ByteLevel::default().add_prefix_space(false).into(),
         ])));
         tokenizer.with_decoder(Some(ByteLevel::default()));
-        let special = [
-            ("bos_token", BOS),
-            ("eos_token", EOS),
-            ("pad_token", EOS),
-            ("unk_token", EOS),
-        ];
-        for (key, default) in special {
+        let listed = settings.added_tokens(added)?;
+        let names: Vec<String> = listed.iter().map(|token| token.content.clone()).collect();
+        tokenizer.add_tokens(listed).map_err(plain)?;
+        for (key, default) in NAMED {
             let name = settings.text(key, default);
-            if tokenizer.token_to_id(name).is_none() {
+            // What pads may be a token more, of which the text encoder then has to know.
+            if tokenizer.token_to_id(name).is_none() && key != "pad_token" {
                 bail!("the vocabulary lacks {:?}, the {key}", json::one_line(name));
             }
         }
         // A special token is found in the text before anything else, so `!` that pads is never part of a word.
-        let mut tokens = settings.added_tokens(&added)?;
-        for (key, default) in special {
-            let name = settings.text(key, default);
-            if !tokens.iter().any(|t| t.content == name) {
-                tokens.push(settings.added_token(key, name));
-            }
-        }
-        tokenizer.add_tokens(tokens).map_err(plain)?;
+        let mut special = settings.special_tokens();
+        special.retain(|token| !names.contains(&token.content));
+        tokenizer.add_tokens(special).map_err(plain)?;
         let id = |key, default| {
             tokenizer
                 .token_to_id(settings.text(key, default))
                 .with_context(|| format!("no {key}"))
         };
-        let (bos, eos) = match around {
-            Some(around) => around,
-            None => (id("bos_token", BOS)?, id("eos_token", EOS)?),
-        };
-        let pad = id("pad_token", EOS)?;
+        let (bos, eos, pad) = (
+            id("bos_token", BOS)?,
+            id("eos_token", EOS)?,
+            id("pad_token", EOS)?,
+        );
         Ok(Self {
-            tokenizer,
             bos,
             eos,
             pad,
             max_length: settings.max_length(),
+            several: several(&tokenizer),
+            tokenizer,
         })
+    }
+
+    /// A text with what it has of tokens that stand for several (textual inversion with more than one vector) written out.
+    pub fn expand(&self, text: &str) -> Result<String> {
+        let mut text = text.to_owned();
+        if !self.several.is_empty() {
+            let found = self
+                .tokenizer
+                .encode_fast(text.as_str(), false)
+                .map_err(plain)?;
+            for Several { id, name, all } in &self.several {
+                if found.get_ids().contains(id) {
+                    text = text.replace(name, all);
+                }
+            }
+        }
+        Ok(text)
     }
 
     /// The length the tokenizer's files state; `None` where they state none (1e30 stands for none).
@@ -219,6 +243,25 @@ impl ClipTokenizer {
     }
 }
 
+/// Tokens `T` with `T_1`, `T_2`, ... beside them, as diffusers names the vectors of one word.
+fn several(tokenizer: &Tokenizer) -> Vec<Several> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let is_added = |name: &str| added.values().any(|token| token.content == name);
+    let written_out = added.iter().filter_map(|(id, token)| {
+        let name = &token.content;
+        let more = (1..).map(|k| format!("{name}_{k}"));
+        let more: Vec<String> = more.take_while(|next| is_added(next)).collect();
+        (!more.is_empty()).then(|| Several {
+            id: *id,
+            name: name.clone(),
+            all: format!("{name} {}", more.join(" ")),
+        })
+    });
+    let mut several: Vec<_> = written_out.collect();
+    several.sort_by(|a, b| a.name.cmp(&b.name));
+    several
+}
+
 /// `inner` between `first` and `last`, then `pad` up to `length`.
 fn row<T: Copy>(inner: &[T], length: usize, (first, last, pad): (T, T, T)) -> Vec<T> {
     let mut row = Vec::with_capacity(length);
@@ -250,57 +293,107 @@ impl Settings {
             config.extend(optional("special_tokens_map.json")?);
             added = optional("added_tokens.json")?;
         }
+        let right = [Value::from("right")];
+        let unsupported: [(&str, &[Value]); 3] = [
+            ("padding_side", &right),
+            ("truncation_side", &right),
+            ("split_special_tokens", &[Value::Bool(false)]),
+        ];
+        refuse_unsupported(&config, &unsupported)
+            .with_context(|| format!("{component}/tokenizer_config.json"))?;
         Ok(Self { config, added })
     }
 
     /// A token's text, which stands alone or in an object.
     fn text<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        let value = self.config.get(key).unwrap_or(&Value::Null);
-        value
-            .as_str()
-            .or_else(|| value.get("content")?.as_str())
-            .unwrap_or(default)
+        self.config.get(key).and_then(content).unwrap_or(default)
     }
 
-    fn added_token(&self, key: &str, name: &str) -> AddedToken {
-        match self.config.get(key) {
-            Some(Value::Object(fields)) => token(fields, name, true),
-            _ => AddedToken::from(name, true),
+    /// The special tokens: those of CLIP, any other key that ends in `_token`, and the lists of more.
+    fn special_tokens(&self) -> Vec<AddedToken> {
+        let known = NAMED.map(|(key, default)| (key, self.text(key, default)));
+        let mut tokens: Vec<_> = known
+            .into_iter()
+            .map(|(key, name)| named(self.config.get(key).unwrap_or(&Value::Null), name))
+            .collect();
+        let is_other =
+            |key: &str| key.ends_with("_token") && NAMED.iter().all(|(known, _)| *known != key);
+        let others = self.config.iter().filter(|(key, _)| is_other(key));
+        let lists = ["additional_special_tokens", "extra_special_tokens"];
+        let lists = lists.iter().filter_map(|key| self.config.get(*key));
+        let listed = lists.flat_map(|list| match list {
+            Value::Array(list) => list.iter().collect(),
+            Value::Object(list) => list.values().collect(),
+            _ => Vec::new(),
+        });
+        for value in others.map(|(_, value)| value).chain(listed) {
+            if let Some(name) = content(value)
+                && tokens.iter().all(|token| token.content != name)
+            {
+                tokens.push(named(value, name));
+            }
         }
+        tokens
     }
 
-    /// The tokens that the files add to the vocabulary.
+    /// The tokens that the files add to the vocabulary, in the order of their ids, which is the one that the next free ids go by.
     fn added_tokens(&self, of_tokenizer_json: &[Value]) -> Result<Vec<AddedToken>> {
-        let listed = match self
+        let mut tokens = BTreeMap::new();
+        let mut add = |id: Option<u64>, value: &Value| {
+            let fields = value
+                .as_object()
+                .context("an added token is not an object")?;
+            let name = content(value).context("an added token has no content")?;
+            let id = id
+                .with_context(|| format!("the added token {:?} has no id", json::one_line(name)))?;
+            tokens.insert(id, token(fields, name, false));
+            anyhow::Ok(())
+        };
+        if let Some(listed) = self
             .config
             .get("added_tokens_decoder")
             .and_then(Value::as_object)
         {
-            Some(listed) => listed.values().collect::<Vec<_>>(),
-            None => of_tokenizer_json.iter().collect(),
-        };
-        let mut tokens = Vec::new();
-        for value in listed {
-            let fields = value
-                .as_object()
-                .context("an added token is not an object")?;
-            let name = fields
-                .get("content")
-                .and_then(Value::as_str)
-                .context("an added token has no content")?;
-            tokens.push(token(fields, name, false));
-        }
-        for name in self.added.keys() {
-            if !tokens.iter().any(|t| t.content == *name) {
-                tokens.push(AddedToken::from(name.as_str(), false));
+            for (id, value) in listed {
+                add(id.parse().ok(), value)?;
+            }
+        } else {
+            for (name, id) in &self.added {
+                let is_special = self
+                    .special_tokens()
+                    .iter()
+                    .any(|token| token.content == *name);
+                add(
+                    id.as_u64(),
+                    &json!({"content": name, "normalized": !is_special}),
+                )?;
+            }
+            for value in of_tokenizer_json {
+                add(value.get("id").and_then(Value::as_u64), value)?;
             }
         }
-        Ok(tokens)
+        Ok(tokens.into_values().collect())
     }
 
     fn max_length(&self) -> Option<usize> {
-        let length = self.config.get("model_max_length")?.as_f64()?;
+        let keys = ["model_max_length", "max_len"];
+        let length = keys
+            .iter()
+            .find_map(|key| self.config.get(*key)?.as_f64())?;
         (2.0..=1e6).contains(&length).then_some(length as usize)
+    }
+}
+
+/// A token's text, which stands alone or in an object.
+fn content(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| value.get("content")?.as_str())
+}
+
+/// A special token of this name.
+fn named(value: &Value, name: &str) -> AddedToken {
+    match value {
+        Value::Object(fields) => token(fields, name, true),
+        _ => AddedToken::from(name, true),
     }
 }
 
@@ -336,10 +429,8 @@ fn vocabulary(map: &Map<String, Value>) -> Result<Vocab> {
     map.iter().map(id).collect()
 }
 
-/// `bos` and `eos` where the file says which tokens go around a text.
-type Parts = (BPE, Option<(u32, u32)>, Vec<Value>);
-
-fn from_tokenizer_json(place: &Place, unk: &str) -> Result<Parts> {
+/// The model, and the tokens that the file adds.
+fn from_tokenizer_json(place: &Place, unk: &str) -> Result<(BPE, Vec<Value>)> {
     let root = json::read_object(place, FILE_LIMIT)?;
     let model = root
         .get("model")
@@ -375,17 +466,20 @@ fn from_tokenizer_json(place: &Place, unk: &str) -> Result<Parts> {
         .and_then(Value::as_array)
         .context("has no merges")?;
     let merges = merges.iter().map(merge).collect::<Result<_>>()?;
-    let end = |key: &str| -> Option<u32> {
-        let id = root.get("post_processor")?.get(key)?.get(1)?.as_u64()?;
-        u32::try_from(id).ok()
-    };
-    let around = end("cls").zip(end("sep"));
+    for key in ["padding", "truncation"] {
+        let direction = root.get(key).and_then(|way| way.get("direction")?.as_str());
+        ensure!(
+            direction.is_none_or(|direction| direction == "Right"),
+            "{key}.direction = {} is not supported (accepted: Right)",
+            json::one_line(direction.unwrap_or_default())
+        );
+    }
     let added = root
         .get("added_tokens")
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
-    Ok((bpe(vocab, merges, unk)?, around, added))
+    Ok((bpe(vocab, merges, unk)?, added))
 }
 
 fn from_two_files(vocab: &Place, merges: &Place, unk: &str) -> Result<BPE> {

@@ -110,7 +110,8 @@ impl Transformer2D {
         for block in &self.transformer_blocks {
             x = block.forward(x, text)?;
         }
-        let residual = text.spread(&map.tokens()?)?;
+        // Without blocks nothing has spread it.
+        let (x, residual) = (text.spread(&x)?, text.spread(&map.tokens()?)?);
         map.with_tokens(&self.proj_out.forward_residual(&x, &residual)?)
     }
 
@@ -238,5 +239,31 @@ impl TextAttention {
         let q = text.spread(&self.to_q.forward(x)?)?;
         let h = attention(&q, k, v, self.heads, false)?;
         self.to_out.forward_residual(&h, &text.spread(residual)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn a_transformer_without_blocks_has_a_map_for_each_text_too() -> Result<()> {
+        let style = TransformerStyle {
+            heads: 1,
+            layers: 0,
+            text_width: 4,
+            groups: 1,
+            only_cross_attention: false,
+        };
+        let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+        let transformer = Transformer2D::load(vb, 4, style, &TextSlots::default())?;
+        let text = Text {
+            rows: 2,
+            pairs: Vec::new(),
+        };
+        let map = Map::from_nchw(&Tensor::ones((1, 4, 3, 2), DType::F32, &Device::Cpu)?)?;
+        assert_eq!(transformer.forward(&map, &text)?.dims()?, (2, 3, 2, 4));
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
-use super::txt2img::Class;
+use super::txt2img::{Class, UNCONDITIONAL};
 use super::{Job, Pipeline, Plan, Sampling, System, Watch};
-use super::{check_channels, choose_scheduler, load, scheduler_config};
+use super::{check_channels, check_class, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
@@ -109,7 +109,11 @@ fn check_pipeline(checkpoint: &Checkpoint) -> Result<()> {
         Some(class) if Class::is_one(class) => bail!(
             "this checkpoint draws from a text ({class}); type: diffuse txt2img PROMPT --model ..."
         ),
-        _ => Ok(()),
+        Some(class) if !UNCONDITIONAL.contains(&class) => bail!(
+            "model_index.json names {class}, which is not supported (accepted: {})",
+            UNCONDITIONAL.join(", ")
+        ),
+        _ => check_class(checkpoint, "unet", &["UNet2DModel"]),
     }
 }
 

@@ -17,7 +17,7 @@ use super::memory;
 use super::progress::Progress;
 use super::runtime::Runtime;
 use super::schedulers::{Report, Request, SchedulerConfig, SchedulerKind};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use candle_nn::VarBuilder;
 use image::RgbImage;
@@ -190,6 +190,17 @@ fn choose_scheduler(
         tracing::debug!("{} sets {key} to {value} itself", config.kind().class());
     }
     Ok((config, request, calls))
+}
+
+/// Refuses a component of another class than these.
+fn check_class(checkpoint: &Checkpoint, component: &str, accepted: &[&str]) -> Result<()> {
+    match checkpoint.component_class(component) {
+        Some(class) if !accepted.contains(&class) => bail!(
+            "model_index.json names {class} for {component}, which is not supported (accepted: {})",
+            accepted.join(", ")
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses a network whose output is not what the scheduler reads: as many channels as it takes, or twice that where it predicts

@@ -373,6 +373,7 @@ fn a_file_whose_size_is_not_told_is_checked_all_the_same() {
         std::fs::remove_file(blobs.join(git_hash(&bytes))).expect("it is there");
     }
     std::fs::remove_file(folder.file("a.png")).expect("it is there");
+    std::fs::remove_dir_all(repository(&folder).join("snapshots")).expect("it is there");
     hub.faults(&["/owner/tiny/resolve/", config], Fault::Elsewhere, 2);
     hub.fault(&["GET /cdn/", config], Fault::Flip);
     fails(&folder, &hub, &["it came as "]);

@@ -25,11 +25,11 @@ fn encode(tokenizer: &ClipTokenizer, prompt: &str, length: usize) -> Encoded {
 fn ids_agree(fixture: &Path, cases: &serde_json::Value) {
     let (_folder, checkpoint) = tokenizer_of(fixture);
     let tokenizer = ClipTokenizer::load(&checkpoint, "tokenizer").unwrap();
-    assert_eq!(tokenizer.max_length(), Some(77));
     for case in cases.as_array().unwrap() {
         let prompt = case["prompt"].as_str().unwrap();
-        let ours = encode(&tokenizer, prompt, 77);
         let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+        assert_eq!(tokenizer.max_length(), Some(ids.len()));
+        let ours = encode(&tokenizer, &tokenizer.expand(prompt).unwrap(), ids.len());
         assert_eq!(ours.chunks, [ids], "{}: {prompt:?}", fixture.display());
         assert_eq!(
             ours.tokens as u64,
@@ -46,7 +46,7 @@ fn ids_are_those_of_transformers_by_either_kind_of_file() {
     let expected = std::fs::read_to_string(folder.join("expected.json")).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&expected).unwrap();
     let cases = expected["cases"].as_object().unwrap();
-    assert_eq!(cases.len(), 5);
+    assert_eq!(cases.len(), 7);
     for (name, cases) in cases {
         ids_agree(&folder.join(name), cases);
     }
@@ -67,12 +67,12 @@ fn a_vocabulary_without_its_special_tokens_is_refused() {
     let tokenizer = folder.path().join("tokenizer");
     std::fs::write(
         tokenizer.join("tokenizer_config.json"),
-        r#"{"pad_token": "<pad>"}"#,
+        r#"{"eos_token": "<end>"}"#,
     )
     .unwrap();
     assert!(
         said(ClipTokenizer::load(&checkpoint, "tokenizer").map(|_| ()))
-            .contains("\"<pad>\", the pad_token")
+            .contains("\"<end>\", the eos_token")
     );
     std::fs::write(tokenizer.join("vocab.json"), r#"{"a": 0, "a</w>": -1}"#).unwrap();
     assert!(said(ClipTokenizer::load(&checkpoint, "tokenizer").map(|_| ())).contains("vocab.json"));
@@ -98,4 +98,28 @@ fn an_absurd_length_is_no_length() {
             .max_length(),
         None
     );
+}
+
+#[test]
+fn a_tokenizer_that_fills_or_cuts_at_the_left_is_refused() {
+    let (folder, checkpoint) = tokenizer_of(&fixtures().join("tokenizer/end-one-file"));
+    let tokenizer = folder.path().join("tokenizer");
+    let config = tokenizer.join("tokenizer_config.json");
+    for text in [
+        r#"{"padding_side": "left"}"#,
+        r#"{"truncation_side": "left"}"#,
+        r#"{"split_special_tokens": true}"#,
+    ] {
+        std::fs::write(&config, text).unwrap();
+        let said = said(ClipTokenizer::load(&checkpoint, "tokenizer").map(|_| ()));
+        assert!(said.contains("is not supported (accepted: "), "{said}");
+    }
+    std::fs::write(&config, "{}").unwrap();
+    let path = tokenizer.join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    file["padding"] = serde_json::json!({"direction": "Left"});
+    std::fs::write(&path, file.to_string()).unwrap();
+    let said = said(ClipTokenizer::load(&checkpoint, "tokenizer").map(|_| ()));
+    assert!(said.contains("padding.direction = Left"), "{said}");
 }

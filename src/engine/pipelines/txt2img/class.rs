@@ -14,8 +14,8 @@ pub enum Class {
     LatentConsistency,
 }
 
-/// Names that are told to go elsewhere.
-const UNCONDITIONAL: [&str; 3] = ["DDPMPipeline", "DDIMPipeline", "PNDMPipeline"];
+/// Those of `diffuse ddpm`.
+pub const UNCONDITIONAL: [&str; 3] = ["DDPMPipeline", "DDIMPipeline", "PNDMPipeline"];
 
 impl Class {
     const ALL: [Self; 3] = [

@@ -15,7 +15,7 @@ mod weights;
 use super::decoding::{Decoders, Decoding};
 use super::on_demand::OnDemand;
 use super::{Guidance, Job, Pipeline, Plan, Sampling, System, Watch};
-use super::{check_channels, choose_scheduler, load, scheduler_config};
+use super::{check_channels, check_class, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
 use crate::engine::models::autoencoder::Autoencoder;
 use crate::engine::models::clip::ClipTextModel;
@@ -29,7 +29,7 @@ use crate::engine::schedulers::SchedulerConfig;
 use crate::engine::{cost::Network, denoise::denoise};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor};
-pub use class::Class;
+pub use class::{Class, UNCONDITIONAL};
 use image::RgbImage;
 use reader::Reader;
 pub use size::Sizes;
@@ -42,7 +42,13 @@ const PROJECTING: Naming = Naming {
 };
 /// A tower alone may stand in a file beside what whole CLIP adds.
 const TOWER: Naming = Naming {
-    ignore: &["position_ids", "text_projection.*", "logit_scale"],
+    ignore: &[
+        "position_ids",
+        "text_projection.*",
+        "logit_scale",
+        "vision_model.*",
+        "visual_projection.*",
+    ],
     ..PROJECTING
 };
 
@@ -82,6 +88,7 @@ pub struct Txt2ImgSystem {
 impl Txt2ImgSystem {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let class = Class::of(checkpoint)?;
+        check_class(checkpoint, "unet", &["UNet2DConditionModel"])?;
         let unet_file = checkpoint.json("unet", "config.json")?;
         let unet = checkpoint
             .config::<UNetFile>("unet")?

@@ -9,7 +9,7 @@ use crate::engine::checkpoint::Checkpoint;
 use crate::engine::models::clip::{ClipTextConfig, Depth};
 use crate::engine::models::tokenizer::{ClipTokenizer, Encoded, Overflow};
 use crate::engine::models::unet_config::UNetConfig;
-use crate::engine::pipelines::{Guidance, Half, Text, Tokens};
+use crate::engine::pipelines::{Guidance, Half, Text, Tokens, check_class};
 use anyhow::{Context, Result, bail, ensure};
 
 /// One text encoder and its tokenizer.
@@ -37,20 +37,22 @@ impl Towers {
         let second = ("text_encoder_2", "tokenizer_2");
         let towers = match class {
             Class::StableDiffusion | Class::LatentConsistency => {
-                vec![Tower::read(checkpoint, first, false)?]
+                check_class(checkpoint, first.0, &["CLIPTextModel"])?;
+                let tower = Tower::read(checkpoint, first, false)?;
+                ensure!(
+                    tower.config.use_attention_mask != Some(true),
+                    "{}/config.json: use_attention_mask = true is not supported (accepted: false)",
+                    first.0
+                );
+                vec![tower]
             }
             Class::StableDiffusionXl => {
                 let there = [first, second].into_iter();
                 let there = there.filter(|(name, _)| checkpoint.component_class(name).is_some());
                 let towers = there.map(|(name, tokenizer)| {
-                    let projects = match checkpoint.component_class(name) {
-                        Some("CLIPTextModel") => false,
-                        Some("CLIPTextModelWithProjection") => true,
-                        class => bail!(
-                            "model_index.json names {} for {name}, which is not supported (accepted: CLIPTextModel, CLIPTextModelWithProjection)",
-                            class.unwrap_or_default()
-                        ),
-                    };
+                    const PROJECTING: &str = "CLIPTextModelWithProjection";
+                    check_class(checkpoint, name, &["CLIPTextModel", PROJECTING])?;
+                    let projects = checkpoint.component_class(name) == Some(PROJECTING);
                     Tower::read(checkpoint, (name, tokenizer), projects)
                 });
                 towers.collect::<Result<_>>()?
@@ -70,7 +72,7 @@ impl Towers {
             );
         }
         let zeros = checkpoint.setting("force_zeros_for_empty_prompt");
-        let zeros = zeros.and_then(|value| value.as_bool()).unwrap_or(true);
+        let zeros = zeros.is_none_or(|value| value.as_bool() == Some(true));
         Ok(Self {
             class,
             towers,
@@ -105,11 +107,11 @@ impl Towers {
                 )
             })?;
             ensure!(
-                tower.config.projection_dim == added.pooled,
+                tower.config.projection_dim == Some(added.pooled),
                 "the UNet reads a pooled text of {} (projection_class_embeddings_input_dim less the sizes), and the projection_dim of {} is {}",
                 added.pooled,
                 tower.component,
-                tower.config.projection_dim
+                tower.config.projection_dim.unwrap_or_default()
             );
         }
         Ok(())
@@ -208,10 +210,13 @@ impl Tower {
         (component, tokenizer): (&'static str, &'static str),
         projects: bool,
     ) -> Result<Self> {
-        let config: ClipTextConfig = checkpoint.config(component)?;
-        config
-            .check()
+        let config = ClipTextConfig::of(&checkpoint.json(component, "config.json")?)
             .with_context(|| format!("{component}/config.json"))?;
+        check_class(
+            checkpoint,
+            tokenizer,
+            &["CLIPTokenizer", "CLIPTokenizerFast"],
+        )?;
         let tokenizer = ClipTokenizer::load(checkpoint, tokenizer)?;
         let positions = config.max_position_embeddings;
         let length = tokenizer.max_length().unwrap_or(positions);
@@ -230,10 +235,13 @@ impl Tower {
 
     /// The rows of a text, and the words that they have no room for.
     fn tokens(&self, words: &str, request: &Txt2ImgRequest) -> Result<(Tokens, Option<String>)> {
-        let pieces = match request.prompt_weights {
+        let mut pieces = match request.prompt_weights {
             true => weights::parse(words),
             false => vec![(words.to_owned(), 1.0)],
         };
+        for (piece, _) in &mut pieces {
+            *piece = self.tokenizer.expand(piece)?;
+        }
         let overflow = match request.long_prompt {
             true => Overflow::Chunks,
             false => Overflow::Cut,
