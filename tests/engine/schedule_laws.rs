@@ -456,3 +456,43 @@ fn the_brownian_motion_of_dpm_sde_is_the_seeds_or_the_files() {
     let own = json!({"noise_sampler_seed": 3});
     assert_eq!(run(own.clone(), 1), run(own, 2));
 }
+
+/// A scheduler of `kind` from these keys.
+fn built(kind: SchedulerKind, keys: Value, steps: usize) -> anyhow::Result<()> {
+    let config = SchedulerConfig::new(kind, file(keys));
+    config.build(&Request::new(steps)).map(drop)
+}
+
+#[test]
+fn a_first_timestep_that_comes_again_is_refused_wherever_it_stands() {
+    // The middle of the first step is the table's end once more.
+    let keys = json!({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+        "use_exponential_sigmas": true, "sigma_min": 0.03, "sigma_max": 20.0});
+    for kind in [SchedulerKind::Kdpm2, SchedulerKind::DpmSde] {
+        let refused = built(kind, keys.clone(), 20).expect_err("it repeats");
+        let said = format!("{refused:#}");
+        assert!(said.contains("repeat the first timestep"), "{said}");
+    }
+    let one = json!({"sigma_min": 1.0, "sigma_max": 1.0});
+    for kind in [SchedulerKind::EdmEuler, SchedulerKind::EdmDpmpp2m] {
+        assert!(built(kind, one.clone(), 3).is_err(), "{kind:?}");
+    }
+}
+
+#[test]
+fn keys_of_other_classes_files_do_not_stand_in_the_way() {
+    let betas = json!({"trained_betas": [0.1, 0.2, 0.3], "beta_schedule": "laplace", "num_train_timesteps": 3});
+    built(SchedulerKind::Euler, betas, 2).expect("the word is not read");
+    built(SchedulerKind::Ddpm, json!({"variance_type": null}), 5).expect("as the first");
+    let zero = json!({"rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "prediction_type": "v_prediction"});
+    for steps in [2, 5, 10, 20] {
+        let config = SchedulerConfig::new(SchedulerKind::Ddim, file(zero.clone()));
+        let request = Request {
+            eta: Some(1.0),
+            ..Request::new(steps)
+        };
+        config.build(&request).expect("the root of zero is zero");
+    }
+    let hidden = json!({"rescale_betas_zero_snr": true, "timestep_spacing": "trailing", "thresholding": true});
+    built(SchedulerKind::Ddim, hidden, 4).expect_err("it divides by zero");
+}

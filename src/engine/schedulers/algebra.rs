@@ -96,7 +96,9 @@ impl Clip {
     /// Refuses an alpha of zero where x0 = (x - sigma eps) / alpha divides by it and nothing brings the result back into a range.
     pub fn ensure_x0(&self, prediction: Prediction, alpha: f64) -> anyhow::Result<()> {
         match (self, prediction) {
-            (Self::Keep, Prediction::Epsilon) => ensure_finite(&[1.0 / alpha]),
+            (Self::Keep | Self::Dynamic { .. }, Prediction::Epsilon) => {
+                ensure_finite(&[1.0 / alpha])
+            }
             _ => Ok(()),
         }
     }
@@ -119,11 +121,34 @@ impl Clip {
     }
 }
 
+/// A value that is no number leaves none, as in torch.
 fn threshold(image: Vec<f64>, ratio: f64, max: f64) -> Vec<f64> {
     let mut sizes: Vec<f64> = image.iter().map(|v| v.abs()).collect();
     sizes.sort_by(f64::total_cmp);
     let place = ratio * (sizes.len() - 1) as f64;
     let (low, high) = (sizes[place.floor() as usize], sizes[place.ceil() as usize]);
-    let s = (low + (high - low) * place.fract()).max(1.0).min(max);
+    let quantile = low + (high - low) * place.fract();
+    if quantile.is_nan() || image.iter().any(|v| v.is_nan()) {
+        return vec![f64::NAN; image.len()];
+    }
+    let s = quantile.max(1.0).min(max);
     image.into_iter().map(|v| v.max(-s).min(s) / s).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threshold_hides_no_number_that_is_none() {
+        assert_eq!(threshold(vec![4.0, -1.0], 1.0, 2.0), [1.0, -0.5]);
+        for bad in [f64::NAN, -f64::NAN] {
+            for ratio in [0.0, 0.5, 1.0] {
+                let image = threshold(vec![0.5, bad, 2.0], ratio, 1.0);
+                assert!(image.iter().all(|v| v.is_nan()), "{image:?}");
+            }
+        }
+        let infinite = threshold(vec![f64::INFINITY; 3], 0.9, 1.0);
+        assert!(infinite.iter().all(|v| v.is_nan()), "{infinite:?}");
+    }
 }

@@ -186,7 +186,17 @@ impl SchedulerConfig {
     /// The values of every key of the class, checked.
     pub fn settings(&self) -> Result<Settings> {
         let mut values = Vec::new();
+        let given = |name: &str| {
+            let places = [&self.flags, &self.pipeline, &self.file];
+            places.into_iter().find_map(|place| place.get(name))
+        };
+        // A list of betas leaves the schedule's word unread: it may be another class's.
+        let has_betas = given("trained_betas").is_some_and(Value::is_array);
         for Key(name, rule) in self.kind.keys() {
+            if *name == "beta_schedule" && has_betas {
+                values.push((*name, rule.default(), Source::Default));
+                continue;
+            }
             let (value, source) = match (
                 self.flags.get(*name),
                 self.pipeline.get(*name),

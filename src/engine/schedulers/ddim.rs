@@ -74,7 +74,12 @@ impl Ddim {
                 0.0
             };
             // formula (12)
-            let direction = (1.0 - bar_prev - noise * noise).sqrt();
+            let direction = 1.0 - bar_prev - noise * noise;
+            // From zero SNR with eta 1 it is 0, to the last digits.
+            let direction = match direction.abs() < 1e-12 {
+                true => 0.0,
+                false => direction.sqrt(),
+            };
             let call = Call {
                 alpha: bar_t.sqrt(),
                 sigma: (1.0 - bar_t).sqrt(),

@@ -15,6 +15,8 @@ const VARIANCES: &[&str] = &[
     "fixed_large_log",
     "learned",
     "learned_range",
+    // null, as DPM-Solver's files have it: as the first
+    "",
 ];
 pub const KEYS: &[Key] = &[
     TRAIN,

@@ -122,6 +122,7 @@ impl DpmSde {
             let to_end = Stage::ToEnd(before, after);
             calls.push(call(middle, next, to_end));
         }
+        settings.ensure_first_once(&timesteps)?;
         ensure_finite(calls.iter().flat_map(|c| [&c.sigma, &c.x, &c.up]))?;
         Ok(Self {
             timesteps,

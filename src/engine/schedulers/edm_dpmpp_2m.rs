@@ -69,6 +69,7 @@ impl EdmDpmpp2m {
             _ => edm::karras(settings, &linspace_f32(0.0, 1.0, n), f32_of),
         };
         let timesteps = edm::c_noise(&sigmas);
+        settings.ensure_first_once(&timesteps)?;
         sigmas.push(if settings.word("final_sigmas_type") == "sigma_min" {
             f32_of(settings.number("sigma_min"))
         } else {

@@ -48,6 +48,7 @@ impl EdmEuler {
                 .collect(),
         };
         let timesteps = edm::c_noise(&sigmas);
+        settings.ensure_first_once(&timesteps)?;
         sigmas.push(if settings.word("final_sigmas_type") == "sigma_min" {
             sigmas[n - 1]
         } else {

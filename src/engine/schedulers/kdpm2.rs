@@ -99,6 +99,7 @@ impl Midpoint {
                 up: Some(up),
             });
         }
+        settings.ensure_first_once(&timesteps)?;
         ensure_finite(
             calls
                 .iter()
