@@ -14,8 +14,10 @@ pub fn answer<T>(clean_up: impl FnOnce() -> T + Send + 'static) -> Result<()> {
     let wait = move || {
         if let Some(signal) = signals.forever().next() {
             let _kept = clean_up();
-            // A shell ends its loop when a program ended by Ctrl-C, and not when it exits with 130.
-            let _ = low_level::emulate_default_handler(signal);
+            // A shell ends its loop when a program ended by Ctrl-C, and not when it exits with 130. No signal of its own ends process 1.
+            if std::process::id() != 1 {
+                let _ = low_level::emulate_default_handler(signal);
+            }
             std::process::exit(128 + signal);
         }
     };
