@@ -434,7 +434,16 @@ fn a_file_that_is_missing_is_called_so() {
 fn a_limit_on_memory_is_seen_before_the_drawing() {
     let (folder, mut shell) = (Folder::new(), Command::new("sh"));
     let args = [
-        "txt2img", "a cat", "--model", "demo", "--width", "4096", "--height", "4096",
+        "txt2img",
+        "a cat",
+        "--model",
+        "demo",
+        "--width",
+        "4096",
+        "--height",
+        "4096",
+        "--threads",
+        "1",
     ];
     let program = folder.command(args);
     shell.args(["-c", "ulimit -v 4000000; exec \"$@\"", "sh"]);
