@@ -148,10 +148,8 @@ pub fn main() -> ExitCode {
         return usage::print_versions();
     }
     // --verbose before the command is the command's.
-    let verbose = words[1.min(words.len())..]
-        .iter()
-        .take_while(|word| usage::is_verbose(word));
-    let verbose = verbose.count();
+    let verbose = words.iter().skip(1);
+    let verbose = verbose.take_while(|word| usage::is_verbose(word)).count();
     if words.len() > verbose + 1 {
         words[1..verbose + 2].rotate_right(1);
     }

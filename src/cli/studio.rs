@@ -60,7 +60,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A picture is drawn, or planned.
+    /// A picture is drawn, planned, or was there.
     pub fn done(&mut self) {
         self.done += 1;
     }
@@ -114,7 +114,7 @@ impl<S: System> Studio<'_, S> {
             if let (Found::Picture, Target::Path { path, .. }) = (found, &target) {
                 self.report.skipped(place, path)?;
                 self.look.skipped(path, &caption(about.prompt, seed));
-                self.tally.done += 1;
+                self.tally.done();
                 self.terminal.progress().done(1);
                 continue;
             }

@@ -90,18 +90,20 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
+/// A file in `folder` with a free name between `prefix` and `suffix`, gone with its handle unless it is given a name that stays.
+pub fn temporary(folder: &Path, prefix: &str, suffix: &str) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).suffix(suffix);
+    // Temporary files are private by default; this one takes what the umask leaves of rw-rw-rw-.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
 /// Puts `bytes` at `path`; false when the name is taken and may not be.
 fn place(path: &Path, bytes: &[u8], overwrite: bool) -> std::io::Result<bool> {
     let _writing = hold_writes();
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".diffuse-").suffix(".part");
-    #[cfg(unix)]
-    {
-        // Temporary files are private by default; a picture takes what the umask leaves of rw-rw-rw-.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file: NamedTempFile = builder.tempfile_in(folder_of(path))?;
+    let mut file = temporary(folder_of(path), ".diffuse-", ".part")?;
     file.write_all(bytes)?;
     let placed = if overwrite {
         file.persist(path)

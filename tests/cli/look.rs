@@ -220,29 +220,24 @@ fn a_picture_with_a_new_name_has_its_steps_beside_it() {
     assert_eq!(folder.names(), names);
 }
 
+/// The rows with a contact sheet all.png.
+fn sheet_of(folder: &Folder, rows: &str, more: &[&str]) -> Run {
+    let model = asset("tiny-sd");
+    let args = ["txt2img", "--model", &model, "--steps", "1"];
+    let sheet = ["--prompts", "-", "--grid", "all.png"];
+    folder.feed([&args[..], &sheet, more].concat(), rows)
+}
+
 #[test]
 fn a_contact_sheet_has_the_pictures_that_were_there_too() {
     let folder = Folder::new();
-    let model = asset("tiny-sd");
-    let args = [
-        "txt2img",
-        "--model",
-        &model,
-        "--steps",
-        "1",
-        "--prompts",
-        "-",
-        "--grid",
-        "all.png",
-        "--overwrite",
-    ];
-    let run = folder.feed(args, "a cat\na dog\na fox\n");
+    let run = sheet_of(&folder, "a cat\na dog\na fox\n", &["--overwrite"]);
     assert_eq!(run.code, Some(0), "{run:?}");
     let first = pixels(&folder.read("all.png"));
     // Two columns and two rows of 96 points with 8 between, captions below.
     assert_eq!(first.dimensions(), (2 * 104 + 8, 2 * 92 + 8));
     std::fs::remove_file(folder.file("all.png")).expect("it is there");
-    let run = folder.feed(&args[..args.len() - 1], "a cat\na dog\na fox\n");
+    let run = sheet_of(&folder, "a cat\na dog\na fox\n", &[]);
     assert_eq!((run.code, run.stdout.as_str()), (Some(0), ""), "{run:?}");
     assert!(pixels(&folder.read("all.png")) == first);
 }
@@ -390,23 +385,12 @@ fn a_contact_sheet_has_a_name_of_its_own_in_a_folder_that_is_there_or_made() {
 
 #[test]
 fn rows_that_are_drawn_in_a_second_run_come_onto_the_sheet_of_the_first() {
-    let (folder, model) = (Folder::new(), asset("tiny-sd"));
-    let args = [
-        "txt2img",
-        "--model",
-        &model,
-        "--steps",
-        "1",
-        "--prompts",
-        "-",
-        "--grid",
-        "all.png",
-    ];
-    let broken = folder.feed(args, "a cat\n{\n");
+    let folder = Folder::new();
+    let broken = sheet_of(&folder, "a cat\n{\n", &[]);
     assert_eq!(broken.code, Some(3), "{broken:?}");
     let width = |folder: &Folder| pixels(&folder.read("all.png")).width();
     assert_eq!(width(&folder), 104 + 8);
-    let run = folder.feed(args, "a cat\na dog\n");
+    let run = sheet_of(&folder, "a cat\na dog\n", &[]);
     assert_eq!(
         (run.code, run.stdout.as_str()),
         (Some(0), "0002-a-dog.png\n")
@@ -414,5 +398,5 @@ fn rows_that_are_drawn_in_a_second_run_come_onto_the_sheet_of_the_first() {
     assert_eq!(width(&folder), 2 * 104 + 8);
     // What is no sheet of this program is not replaced.
     std::fs::copy(folder.file("0001-a-cat.png"), folder.file("all.png")).expect("a copy");
-    assert_eq!(folder.feed(args, "a cat\na dog\n").code, Some(1));
+    assert_eq!(sheet_of(&folder, "a cat\na dog\n", &[]).code, Some(1));
 }

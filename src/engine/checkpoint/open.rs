@@ -40,9 +40,10 @@ impl Checkpoint {
             return Self::open_file(network, model, config);
         }
         let extension = Path::new(model).extension().unwrap_or_default();
-        let of_file = ["safetensors", "ckpt"].map(|of| extension.eq_ignore_ascii_case(of));
+        let mut of_files = ["safetensors", "ckpt"].into_iter();
+        let is_of_file = of_files.any(|of| extension.eq_ignore_ascii_case(of));
         ensure!(
-            of_file == [false; 2] || Path::new(model).exists(),
+            !is_of_file || Path::new(model).exists(),
             "there is no file {model}: check its path"
         );
         refuse_config(model, config)?;

@@ -118,7 +118,8 @@ impl ClipTokenizer {
             ByteLevel::default().add_prefix_space(false).into(),
         ])));
         tokenizer.with_decoder(Some(ByteLevel::default()));
-        let listed = settings.added_tokens(added)?;
+        let mut special = settings.special_tokens();
+        let listed = settings.added_tokens(added, &special)?;
         let names: Vec<String> = listed.iter().map(|token| token.content.clone()).collect();
         tokenizer.add_tokens(listed).map_err(plain)?;
         for (key, default) in NAMED {
@@ -129,7 +130,6 @@ impl ClipTokenizer {
             }
         }
         // A special token is found in the text before anything else, so `!` that pads is never part of a word.
-        let mut special = settings.special_tokens();
         special.retain(|token| !names.contains(&token.content));
         tokenizer.add_tokens(special).map_err(plain)?;
         let id = |key, default| {
@@ -337,7 +337,11 @@ impl Settings {
     }
 
     /// The tokens that the files add to the vocabulary, in the order of their ids, which is the one that the next free ids go by.
-    fn added_tokens(&self, of_tokenizer_json: &[Value]) -> Result<Vec<AddedToken>> {
+    fn added_tokens(
+        &self,
+        of_tokenizer_json: &[Value],
+        special: &[AddedToken],
+    ) -> Result<Vec<AddedToken>> {
         let mut tokens = BTreeMap::new();
         let mut add = |id: Option<u64>, value: &Value| {
             let fields = value
@@ -359,10 +363,7 @@ impl Settings {
             }
         } else {
             for (name, id) in &self.added {
-                let is_special = self
-                    .special_tokens()
-                    .iter()
-                    .any(|token| token.content == *name);
+                let is_special = special.iter().any(|token| token.content == *name);
                 add(
                     id.as_u64(),
                     &json!({"content": name, "normalized": !is_special}),

@@ -186,26 +186,22 @@ impl SchedulerConfig {
     /// The values of every key of the class, checked.
     pub fn settings(&self) -> Result<Settings> {
         let mut values = Vec::new();
+        let places = [
+            (&self.flags, Source::Flag),
+            (&self.pipeline, Source::Pipeline),
+            (&self.file, Source::File),
+        ];
         let given = |name: &str| {
-            let places = [&self.flags, &self.pipeline, &self.file];
-            places.into_iter().find_map(|place| place.get(name))
+            let mut found = places.iter();
+            found.find_map(|(place, source)| Some((place.get(name)?, *source)))
         };
         // A list of betas leaves the schedule's word unread: it may be another class's.
-        let has_betas = given("trained_betas").is_some_and(Value::is_array);
+        let has_betas = given("trained_betas").is_some_and(|(value, _)| value.is_array());
         for Key(name, rule) in self.kind.keys() {
-            if *name == "beta_schedule" && has_betas {
-                values.push((*name, rule.default(), Source::Default));
-                continue;
-            }
-            let (value, source) = match (
-                self.flags.get(*name),
-                self.pipeline.get(*name),
-                self.file.get(*name),
-            ) {
-                (Some(value), _, _) => (value.clone(), Source::Flag),
-                (_, Some(value), _) => (value.clone(), Source::Pipeline),
-                (_, _, Some(value)) => (value.clone(), Source::File),
-                _ => (rule.default(), Source::Default),
+            let given = given(name).filter(|_| *name != "beta_schedule" || !has_betas);
+            let (value, source) = match given {
+                Some((value, source)) => (value.clone(), source),
+                None => (rule.default(), Source::Default),
             };
             rule.check(name, &value).with_context(|| match source {
                 Source::Flag => "scheduler option",

@@ -7,6 +7,7 @@ use super::client::{About, Client, Failure};
 use super::layout::{Layout, make_parent, unwritable};
 use super::words::Asked;
 use crate::engine::checkpoint::identity::hex;
+use crate::engine::output;
 use anyhow::{Context, Result, bail};
 use hf_hub::Repo;
 use indicatif::{DecimalBytes, ProgressBar};
@@ -172,13 +173,9 @@ enum PartialPath {
 
 impl PartialPath {
     fn own(blob: &Path, etag: &str) -> std::io::Result<Self> {
-        let mut builder = tempfile::Builder::new();
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let prefix = format!("{etag}.");
-        let builder = builder.prefix(&prefix).suffix(".incomplete");
-        let folder = blob.parent().unwrap_or(Path::new("."));
-        Ok(Self::Own(builder.tempfile_in(folder)?.into_temp_path()))
+        let folder = output::folder_of(blob);
+        let file = output::temporary(folder, &format!("{etag}."), ".incomplete")?;
+        Ok(Self::Own(file.into_temp_path()))
     }
 
     fn path(&self) -> &Path {

@@ -7,6 +7,7 @@
 //! models--OWNER--NAME/.no_exist/COMMIT/FILE      empty: the commit has no such file
 //! .locks/models--OWNER--NAME/ETAG.lock           held by the process that writes the blob
 //! ```
+use crate::engine::output;
 use anyhow::{Context, Result, bail};
 use hf_hub::{Cache, CacheRepo, Repo};
 use std::fs::{File, TryLockError};
@@ -84,12 +85,8 @@ impl Layout {
         }
         make_parent(&path)?;
         let write = || -> std::io::Result<()> {
-            let mut builder = tempfile::Builder::new();
-            // As for any new file, and not the mode of a temporary one, which is for its owner alone.
-            #[cfg(unix)]
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
             // Not among the refs: Python takes every file there for one, also what a killed process left.
-            let mut file = builder.suffix(".tmp").tempfile_in(self.folder())?;
+            let mut file = output::temporary(&self.folder(), ".tmp", ".tmp")?;
             file.write_all(commit.as_bytes())?;
             file.persist(&path)?;
             Ok(())
@@ -97,8 +94,8 @@ impl Layout {
         write().with_context(|| unwritable(&path))
     }
 
-    /// Waits until nobody else writes this blob, be it another process or a second file of the same bytes. The lock ends with the file that
-    /// is returned, or with the process.
+    /// Waits until nobody else writes this blob, be it another process or a second file of the same bytes. It ends with what is
+    /// returned, or with the process.
     pub fn lock(&self, etag: &str, name: &str) -> Result<Lock> {
         let folder = self.cache.join(".locks").join(&self.name);
         let path = folder.join(format!("{etag}.lock"));

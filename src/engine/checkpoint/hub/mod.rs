@@ -305,9 +305,7 @@ impl Repository {
             commit: list.commit,
         })))
     }
-}
 
-impl Repository {
     /// Whether the hub has another commit of the revision than the cache, which the cache then notes for the next run: files of two commits are
     /// never mixed.
     fn takes_new_commit(&self) -> Result<bool> {

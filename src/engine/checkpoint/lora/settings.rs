@@ -8,7 +8,6 @@ use serde_json::{Map, Value};
 use std::collections::HashMap;
 
 /// The keys begin with `unet.` or the like where the tensors' names do.
-#[derive(Default)]
 pub struct Settings {
     values: Map<String, Value>,
     /// `alpha_pattern`, by what its key begins with, in its order.
