@@ -34,10 +34,8 @@ pub enum Found {
 pub struct Names {
     /// Many rows: names tell them apart, and what exists is done.
     pub rows: bool,
-    /// Make missing folders.
+    /// Missing folders are made.
     pub parents: bool,
-    /// Nothing is to be written, so missing folders are only counted on.
-    pub dry_run: bool,
     folders: HashSet<PathBuf>,
     /// And the flags that they are from.
     taken: HashMap<PathBuf, &'static str>,
@@ -49,11 +47,10 @@ const ANIMATE: &str = "--animate";
 const GRID: &str = "--grid";
 
 impl Names {
-    pub fn new(rows: bool, parents: bool, dry_run: bool) -> Self {
+    pub fn new(rows: bool, parents: bool) -> Self {
         Self {
             rows,
             parents,
-            dry_run,
             ..Self::default()
         }
     }
@@ -203,12 +200,14 @@ impl Names {
                 path.display(),
                 folder.display()
             ),
+            // It is made when a file is written, so that a run that comes to nothing leaves nothing.
             Err(err) if self.parents && err.kind() == ErrorKind::NotFound => {
-                if self.dry_run {
-                    return Ok(());
+                let made_in = folder.ancestors().map(output::folder_of);
+                if let Some(made_in) = made_in.into_iter().find(|folder| folder.exists()) {
+                    output::check_folder(made_in).with_context(|| {
+                        format!("the folder {} cannot be made", folder.display())
+                    })?;
                 }
-                std::fs::create_dir_all(folder)
-                    .with_context(|| format!("the folder {} cannot be made", folder.display()))?;
             }
             Err(err) => {
                 return Err(err).with_context(|| {
@@ -385,7 +384,7 @@ mod tests {
         let name = |name: &str| folder.path().join(name);
         std::fs::write(name("a-cat-7.png"), "earlier")?;
         let output = Output::Folder(folder.path().to_owned());
-        let mut names = Names::new(false, false, false);
+        let mut names = Names::new(false, false);
         let (target, _) = names.target(Some(&output), false, &about_a_cat(), (0, 1))?;
         assert_eq!(target.path(), Some(name("a-cat-7-2.png").as_path()));
         std::fs::write(name("a-cat-7-2.png"), "another's")?;
@@ -398,7 +397,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let output = Output::File(folder.path().join("cat.png"));
         let about = about_a_cat();
-        let mut names = Names::new(true, false, false);
+        let mut names = Names::new(true, false);
         assert!(names.target(Some(&output), false, &about, (0, 1)).is_ok());
         let again = names.target(Some(&output), false, &about, (0, 1));
         let message = again.expect_err("the name is taken").to_string();

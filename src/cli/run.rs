@@ -49,7 +49,7 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         "--json and --output - both write to stdout; give a file as --output".to_owned()
     })?;
     let images = shared.sampling.images();
-    let mut names = Names::new(has_rows, options.parents, dry_run);
+    let mut names = Names::new(has_rows, options.parents);
     names.check(options.output.as_ref(), images, options.overwrite)?;
     if let Some(film) = &shared.look.animate {
         let known = if has_rows { 0 } else { images };

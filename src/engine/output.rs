@@ -100,9 +100,10 @@ pub fn temporary(folder: &Path, prefix: &str, suffix: &str) -> std::io::Result<N
     builder.tempfile_in(folder)
 }
 
-/// Puts `bytes` at `path`; false when the name is taken and may not be.
+/// Puts `bytes` at `path`, in a folder that is made if it is not there; false when the name is taken and may not be.
 fn place(path: &Path, bytes: &[u8], overwrite: bool) -> std::io::Result<bool> {
     let _writing = hold_writes();
+    std::fs::create_dir_all(folder_of(path))?;
     let mut file = temporary(folder_of(path), ".diffuse-", ".part")?;
     file.write_all(bytes)?;
     let placed = if overwrite {

@@ -391,7 +391,7 @@ proptest! {
         prop_assert!(matches!(run.code, Some(0..=2)), "{:?}: {:?}", args, run);
         prop_assert!(!run.stderr.contains("panicked"), "{:?}: {:?}", args, run);
         prop_assert!(run.code == Some(0) || !run.stderr.is_empty(), "{:?}", args);
-        prop_assert_eq!(folder.names(), Vec::<String>::new());
+        prop_assert_eq!(folder.names(), Vec::<String>::new(), "{:?}", args);
     }
 }
 

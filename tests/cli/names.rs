@@ -25,6 +25,27 @@ fn a_folder_gets_made_up_names_and_is_made_on_request() {
 }
 
 #[test]
+fn a_run_that_draws_nothing_makes_no_folder() {
+    let folder = Folder::new();
+    let (model, wrong) = (asset("tiny-ddpm"), "./no-model");
+    for (model, more) in [
+        (wrong, &["-o", "a/b/c.png"][..]),
+        (wrong, &["--grid", "a/sheet.png"]),
+        (wrong, &["--animate", "a/film.gif"]),
+        (&model, &["-o", "a/b/", "--width", "7"]),
+    ] {
+        let args = [&["ddpm", "--model", model, "--parents"], more].concat();
+        assert_ne!(folder.run(&args).code, Some(0), "{args:?}");
+        assert_eq!(folder.names(), Vec::<String>::new(), "{args:?}");
+    }
+    // What cannot become a folder is told at once.
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    let run = ddpm(&folder, &["-o", "file/b/c.png", "--parents"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("file/b"), "{run:?}");
+}
+
+#[test]
 fn a_pattern_is_filled_for_each_picture() {
     let folder = Folder::new();
     let run = ddpm(
