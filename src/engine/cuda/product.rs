@@ -1,6 +1,6 @@
 //! Convolutions and linear layers on the card: `kernels/product.cu`.
 use super::{Args, Card, Launch, Work, aligned, blocks, card, check, int, name};
-use candle_core::{DType, Result, Shape, Tensor};
+use candle_core::{D, DType, Result, Shape, Tensor};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,8 +31,10 @@ pub struct Product {
     pub scale: f32,
     pub geglu: i32,
     pub together: i32,
+    pub tiled: i32,
+    pub unused: i32,
 }
-const _: () = assert!(size_of::<Product>() == 136);
+const _: () = assert!(size_of::<Product>() == 144);
 
 // SAFETY: as in product.cu, which asserts the same size.
 unsafe impl Args for Product {
@@ -44,28 +46,47 @@ unsafe impl Args for Product {
 }
 
 impl Product {
-    /// Of the result its rows and columns, and of each number how many products it is the sum of.
-    fn sizes(&self) -> (usize, usize, usize) {
+    /// Of the result its rows and columns, and of each number in how many depths it is summed.
+    fn sizes(&self, tile: &Tile) -> (usize, usize, usize) {
         let rows = self.images as usize * self.out_height as usize * self.out_width as usize;
         let taps = (self.kernel * self.kernel) as usize;
         let channels = (self.first_channels + self.rest_channels) as usize;
-        (rows, self.outputs as usize, taps * channels)
+        let depths = match tile.way {
+            Way::Plain => (taps * channels).div_ceil(tile.depth),
+            Way::Warps | Way::Pipe => taps * channels.div_ceil(tile.depth),
+        };
+        (rows, self.outputs as usize, depths)
     }
+}
+
+/// How a kernel makes tiles of the result.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    /// In f32, weights as they come.
+    Plain,
+    /// By the tensor cores' products of single warps, a block for each tile.
+    Warps,
+    /// By products of groups of warps, blocks that stay and make one tile after another.
+    Pipe,
 }
 
 /// A kernel for tiles of the result.
 ///
-/// What it takes is told in microseconds, as fitted to 2,200 measured products (each convolution and linear layer of Stable Diffusion 1.5 by
-/// each tile in many parts, on an H100): the mean is off by 8 %, and choosing by them costs 1 to 3 % more than the best choice of all.
+/// What it takes is told in microseconds, as fitted to measured products, each convolution and linear layer of Stable Diffusion 1.5 by each tile
+/// in many parts: those of single warps on an H100, the others on an H200, where the mean is off by 6 % and choosing by them costs at most
+/// 1 % more than the best choice of all.
 pub struct Tile {
     name: &'static str,
+    way: Way,
     rows: usize,
     columns: usize,
     /// Of k at once.
     depth: usize,
     threads: u32,
     shared_bytes: usize,
-    /// What a block takes beside its depths,
+    /// What a kernel takes beside its tiles,
+    start: f32,
+    /// a tile beside its depths,
     once: f32,
     /// and more for each block beside it on the multiprocessor.
     beside: f32,
@@ -76,84 +97,86 @@ pub struct Tile {
 /// Of k at once for the tensor cores.
 const DEPTH: usize = 64;
 
-/// For the tensor cores, with so many depths in shared memory.
-const fn tensor(
+/// Products of single warps, with three depths in shared memory.
+const fn warps(
     name: &'static str,
     (rows, columns): (usize, usize),
-    (threads, stages): (u32, usize),
+    threads: u32,
     (once, beside): (f32, f32),
     each: &'static [f32],
 ) -> Tile {
     Tile {
         name,
+        way: Way::Warps,
         rows,
         columns,
         depth: DEPTH,
         threads,
-        shared_bytes: stages * (rows + columns) * DEPTH * 2,
+        shared_bytes: 3 * (rows + columns) * DEPTH * 2,
+        start: 0.0,
         once,
         beside,
         each,
     }
 }
 
-/// Products of single warps, which every card has. The first is the best for the smallest results on every card.
+/// Products of groups of warps, with a ring of so many stages in shared memory and two barriers for each.
+const fn pipe(
+    name: &'static str,
+    columns: usize,
+    (threads, stages): (u32, usize),
+    (start, once): (f32, f32),
+    each: &'static [f32],
+) -> Tile {
+    const ROWS: usize = 128;
+    Tile {
+        name,
+        way: Way::Pipe,
+        rows: ROWS,
+        columns,
+        depth: DEPTH,
+        threads,
+        shared_bytes: stages * ((ROWS + columns) * DEPTH * 2 + 2 * 8),
+        start,
+        once,
+        beside: 0.0,
+        each,
+    }
+}
+
+/// Every card has them. The first is the best for the smallest results on every card.
 const WARPS: [Tile; 3] = [
-    tensor(
+    warps(
         "64x64",
         (64, 64),
-        (128, 3),
+        128,
         (4.24, 0.46),
         &[0.405, 0.533, 0.725, 0.971],
     ),
-    tensor(
+    warps(
         "128x64",
         (128, 64),
-        (128, 3),
+        128,
         (5.88, 1.15),
         &[0.736, 0.957, 1.605],
     ),
-    tensor("128x128", (128, 128), (256, 3), (4.86, 0.0), &[0.846]),
+    warps("128x128", (128, 128), 256, (4.86, 0.0), &[0.846]),
 ];
-/// Products of groups of warps. Two blocks on a multiprocessor hide what each does once, one has room for more copies on their way.
-const GROUPS: [Tile; 5] = [
-    tensor(
-        "groups_128x128",
-        (128, 128),
-        (256, 6),
-        (4.95, 0.0),
-        &[0.574],
-    ),
-    tensor(
-        "groups_128x128_pair",
-        (128, 128),
-        (256, 3),
-        (4.27, 3.37),
-        &[1.1, 1.181],
-    ),
-    tensor("groups_128x160", (128, 160), (256, 5), (6.2, 0.0), &[0.672]),
-    tensor(
-        "groups_128x160_pair",
-        (128, 160),
-        (256, 3),
-        (5.6, 4.6),
-        &[1.213, 1.342],
-    ),
-    tensor(
-        "groups_128x256",
-        (128, 256),
-        (256, 4),
-        (8.67, 0.0),
-        &[0.827],
-    ),
+/// Hopper's.
+const PIPES: [Tile; 3] = [
+    pipe("pipe_128", 128, (512, 7), (1.94, 3.89), &[0.399]),
+    pipe("pipe_160", 160, (512, 6), (1.55, 4.09), &[0.481]),
+    pipe("pipe_256", 256, (384, 4), (0.23, 5.6), &[0.706]),
 ];
 const PLAIN: Tile = Tile {
     name: "plain",
+    way: Way::Plain,
     rows: 64,
     columns: 64,
     depth: 16,
     threads: 256,
     shared_bytes: 2 * 16 * (64 + 4) * 4,
+    start: 0.0,
     once: 10.0,
     beside: 0.0,
     each: &[2.0],
@@ -161,9 +184,10 @@ const PLAIN: Tile = Tile {
 /// Most parts of k, and most waves of blocks that are parts: what was measured, and a bound of the memory that they take.
 const PARTS: usize = 16;
 const PART_WAVES: usize = 2;
-/// The fewest depths that are worth a part, and what a number of each takes to be written and read again.
+/// The fewest depths that are worth a part, and what it takes to add up parts, for itself and for each of their numbers.
 const PART: usize = 4;
-const PART_NUMBER: f32 = 2e-6;
+const PART_SUM: f32 = 1.7;
+const PART_NUMBER: f32 = 1.75e-6;
 
 impl Tile {
     fn blocks(&self, rows: usize, outputs: usize) -> usize {
@@ -190,14 +214,13 @@ impl Tile {
         let (waves, rest) = (blocks / (busy * room), blocks % (busy * room));
         let sum = match splits {
             1 => 0.0,
-            _ => (splits * rows * outputs) as f32 * PART_NUMBER,
+            _ => PART_SUM + (splits * rows * outputs) as f32 * PART_NUMBER,
         };
-        waves as f32 * together(room) + together(rest.div_ceil(busy)) + sum
+        self.start + waves as f32 * together(room) + together(rest.div_ceil(busy)) + sum
     }
 
     /// In how many parts of `k` it is quickest, and the time.
-    fn best(&self, (rows, outputs, k): (usize, usize, usize), card: Card) -> (usize, f32) {
-        let depths = k.div_ceil(self.depth);
+    fn best(&self, (rows, outputs, depths): (usize, usize, usize), card: Card) -> (usize, f32) {
         let room = PART_WAVES * card.multiprocessors as usize * self.each.len();
         let most = PARTS
             .min(depths / PART)
@@ -208,11 +231,12 @@ impl Tile {
     }
 }
 
-/// The kernels that can make a product; `aligned` says that the channels of each part of each pixel may be read 16 bytes at once.
+/// The kernels that can make a product; `aligned` says that the weights lie in tiles and that the channels of each part of each pixel may be
+/// read 16 bytes at once.
 pub fn tiles(dtype: DType, aligned: bool, card: Card) -> Vec<&'static Tile> {
     match dtype {
         DType::F16 | DType::BF16 if aligned && card.groups => {
-            WARPS[..1].iter().chain(&GROUPS).collect()
+            WARPS[..1].iter().chain(&PIPES).collect()
         }
         DType::F16 | DType::BF16 if aligned => WARPS.iter().collect(),
         _ => vec![&PLAIN],
@@ -221,31 +245,43 @@ pub fn tiles(dtype: DType, aligned: bool, card: Card) -> Vec<&'static Tile> {
 
 /// The quickest kernel for a product, or two where k is split; `aligned` as for [`tiles`].
 pub fn plan(dtype: DType, args: Product, aligned: bool, card: Card) -> Result<Work<Product>> {
-    let (rows, outputs, k) = args.sizes();
     let ways = tiles(dtype, aligned, card).into_iter();
-    let ways = ways.map(|tile| (tile, tile.best((rows, outputs, k), card)));
+    let ways = ways.map(|tile| (tile, tile.best(args.sizes(tile), card)));
     match ways.min_by(|a, b| a.1.1.total_cmp(&b.1.1)) {
-        Some((tile, (splits, _))) => work(dtype, args, tile, splits),
+        Some((tile, (splits, _))) => work(dtype, args, tile, splits, card),
         None => candle_core::bail!("no kernel for a product in {dtype:?}"),
     }
 }
 
 /// The kernel of a tile, and another for the sum of `splits` parts of k.
-pub fn work(dtype: DType, args: Product, tile: &Tile, splits: usize) -> Result<Work<Product>> {
-    let (rows, outputs, _) = args.sizes();
+pub fn work(
+    dtype: DType,
+    args: Product,
+    tile: &Tile,
+    splits: usize,
+    card: Card,
+) -> Result<Work<Product>> {
+    let (rows, outputs, _) = args.sizes(tile);
     int(rows)?;
     let args = Product {
         splits: int(splits)?,
         ..args
     };
     let dtype = name(dtype)?;
-    let mut launches = vec![Launch {
-        kernel: format!("product_{dtype}_{}", tile.name),
-        grid: [
+    let grid = match tile.way {
+        Way::Pipe => {
+            let pieces = int(tile.blocks(rows, outputs) * splits)? as u32;
+            [pieces.min(card.multiprocessors), 1, 1]
+        }
+        Way::Plain | Way::Warps => [
             blocks(rows, tile.rows)?,
             blocks(outputs, tile.columns)?,
             splits as u32,
         ],
+    };
+    let mut launches = vec![Launch {
+        kernel: format!("product_{dtype}_{}", tile.name),
+        grid,
         threads: tile.threads,
         shared_bytes: tile.shared_bytes as u32,
         args,
@@ -265,6 +301,95 @@ pub fn work(dtype: DType, args: Product, tile: &Tile, splits: usize) -> Result<W
         0
     };
     Ok(Work { scratch, launches })
+}
+
+/// The weights of a layer, as the kernels read them.
+pub struct Weight {
+    tensor: Tensor,
+    outputs: usize,
+    kernel: usize,
+    channels: usize,
+    /// They lie in tiles, `(depths, outputs, 64)`: see `kernels/product.cu`.
+    tiled: bool,
+}
+
+/// Rows of a tile that are laid out together, and numbers that lie together in a row.
+const EIGHT: usize = 8;
+
+impl Weight {
+    /// Of a convolution, `(outputs, kernel, kernel, channels)`.
+    pub fn of_convolution(weight: &Tensor) -> Result<Self> {
+        let (outputs, kernel, _, channels) = weight.dims4()?;
+        let tiled = matches!(weight.dtype(), DType::F16 | DType::BF16) && channels % EIGHT == 0;
+        let tensor = match tiled {
+            true => in_tiles(weight)?,
+            false => weight.contiguous()?,
+        };
+        Ok(Self {
+            tensor,
+            outputs,
+            kernel,
+            channels,
+            tiled,
+        })
+    }
+
+    /// Of a linear layer, `(outputs, inputs)`.
+    pub fn of_linear(weight: &Tensor) -> Result<Self> {
+        Self::of_convolution(&weight.unsqueeze(1)?.unsqueeze(1)?)
+    }
+
+    /// Those of several layers of the same inputs, beside each other, or `None` where they would not lie as one's.
+    pub fn joined(parts: &[&Self]) -> Result<Option<Self>> {
+        let Some(first) = parts.first() else {
+            return Ok(None);
+        };
+        let alike = |part: &&Self| {
+            (part.kernel, part.channels, part.tiled) == (first.kernel, first.channels, first.tiled)
+                && (!part.tiled || part.outputs.is_multiple_of(EIGHT))
+        };
+        if !parts.iter().all(alike) {
+            return Ok(None);
+        }
+        let tensors: Vec<&Tensor> = parts.iter().map(|part| &part.tensor).collect();
+        Ok(Some(Self {
+            tensor: Tensor::cat(&tensors, if first.tiled { 1 } else { 0 })?,
+            outputs: parts.iter().map(|part| part.outputs).sum(),
+            kernel: first.kernel,
+            channels: first.channels,
+            tiled: first.tiled,
+        }))
+    }
+}
+
+/// `(outputs, kernel, kernel, channels)` as `(depths, outputs, 64)`.
+fn in_tiles(weight: &Tensor) -> Result<Tensor> {
+    let (outputs, kernel, _, channels) = weight.dims4()?;
+    let (wide, high) = (
+        channels.next_multiple_of(DEPTH),
+        outputs.next_multiple_of(EIGHT),
+    );
+    let taps = kernel * kernel;
+    let weight = weight
+        .pad_with_zeros(0, 0, high - outputs)?
+        .pad_with_zeros(3, 0, wide - channels)?;
+    let chunks = weight
+        .reshape((high, taps, wide / DEPTH, DEPTH))?
+        .permute((2, 1, 0, 3))?
+        .reshape((
+            wide / DEPTH * taps * high / EIGHT,
+            EIGHT * DEPTH / EIGHT,
+            EIGHT,
+        ))?;
+    // `chunk_at` of kernels/gpu.cuh, for the chunks of eight rows.
+    let per_row = (DEPTH / EIGHT) as u32;
+    let order: Vec<u32> = (0..EIGHT as u32)
+        .flat_map(|row| (0..per_row).map(move |at| row * per_row + (at ^ row)))
+        .collect();
+    let order = Tensor::new(order, weight.device())?;
+    chunks
+        .index_select(&order, 1)?
+        .reshape((wide / DEPTH * taps, high, DEPTH))
 }
 
 /// What is done before and after the sum.
@@ -298,30 +423,33 @@ pub struct Geometry {
     /// What the map is enlarged to.
     pub enlarged: (usize, usize),
     pub out: (usize, usize),
-    pub kernel: usize,
     pub stride: usize,
     /// Zeros before the first row and column.
     pub padding: usize,
 }
 
-/// Of one map or two joined on channels, `(b, h, w, c)` each and contiguous. `weight` is `(outputs, kernel, kernel, channels)`; gives
-/// `(b, out height, out width, outputs)`.
+/// Of one map or two joined on channels, `(b, h, w, c)` each and contiguous; gives `(b, out height, out width, outputs)`.
 pub fn convolution(
     (first, rest): (&Tensor, Option<&Tensor>),
-    weight: &Tensor,
+    weight: &Weight,
     geometry: Geometry,
     extras: Extras,
 ) -> Result<Tensor> {
     let (b, h, w, first_channels) = first.dims4()?;
     let rest_channels = rest.map_or(Ok(0), |rest| rest.dim(3))?;
-    let outputs = weight.dim(0)?;
+    let outputs = weight.outputs;
     let columns = if extras.geglu { outputs / 2 } else { outputs };
-    let Geometry { kernel, out, .. } = geometry;
+    let Geometry { out, .. } = geometry;
     if let Some(rest) = rest {
         check("second part", rest, &[b, h, w, rest_channels])?;
     }
     let channels = first_channels + rest_channels;
-    check("weight", weight, &[outputs, kernel, kernel, channels])?;
+    if channels != weight.channels {
+        candle_core::bail!(
+            "expected a map of {} channels, found {channels}",
+            weight.channels
+        )
+    }
     if let Some(bias) = extras.bias {
         check("bias", bias, &[outputs])?;
     }
@@ -334,9 +462,9 @@ pub fn convolution(
     if let Some(residual) = extras.residual {
         check("residual", residual, &[b, out.0, out.1, columns])?;
     }
-    let whole = aligned(first, first_channels)
-        && rest.is_none_or(|rest| aligned(rest, rest_channels))
-        && aligned(weight, channels);
+    let whole = weight.tiled
+        && aligned(first, first_channels)
+        && rest.is_none_or(|rest| aligned(rest, rest_channels));
     let after = [extras.bias, extras.shift, extras.residual];
     let together = outputs.is_multiple_of(8) && after.iter().flatten().all(|x| aligned(x, outputs));
     let args = Product {
@@ -350,7 +478,7 @@ pub fn convolution(
         out_height: int(geometry.out.0)?,
         out_width: int(geometry.out.1)?,
         outputs: int(outputs)?,
-        kernel: int(geometry.kernel)?,
+        kernel: int(weight.kernel)?,
         stride: int(geometry.stride)?,
         padding: int(geometry.padding)?,
         shift_stride: int(shift_stride)?,
@@ -358,6 +486,7 @@ pub fn convolution(
         scale: extras.scale as f32,
         geglu: extras.geglu.into(),
         together: together.into(),
+        tiled: weight.tiled.into(),
         ..Product::default()
     };
     let work = plan(first.dtype(), args, whole, card::card(first.device())?)?;
@@ -365,7 +494,7 @@ pub fn convolution(
     let inputs = [
         Some(first),
         rest,
-        Some(weight),
+        Some(&weight.tensor),
         extras.bias,
         extras.shift,
         extras.residual,
@@ -373,14 +502,13 @@ pub fn convolution(
     card::run(work, &inputs, shape)
 }
 
-/// Of the rows of a contiguous `(.., inputs)`, by a weight `(outputs, inputs)`; gives `(.., outputs)`.
-pub fn linear(x: &Tensor, weight: &Tensor, extras: Extras) -> Result<Tensor> {
-    let (outputs, inputs) = weight.dims2()?;
+/// Of the rows of a contiguous `(.., inputs)`; gives `(.., outputs)`.
+pub fn linear(x: &Tensor, weight: &Weight, extras: Extras) -> Result<Tensor> {
+    let inputs = x.dim(D::Minus1)?;
     let rows = x.elem_count() / inputs.max(1);
     let geometry = Geometry {
         enlarged: (1, rows),
         out: (1, rows),
-        kernel: 1,
         stride: 1,
         padding: 0,
     };
@@ -391,8 +519,7 @@ pub fn linear(x: &Tensor, weight: &Tensor, extras: Extras) -> Result<Tensor> {
         residual: residual.as_ref(),
         ..extras
     };
-    let weight = weight.reshape((outputs, 1, 1, inputs))?;
-    let y = convolution((&map, None), &weight, geometry, extras)?;
+    let y = convolution((&map, None), weight, geometry, extras)?;
     let mut shape = x.dims().to_vec();
     shape.pop();
     shape.push(y.dim(3)?);

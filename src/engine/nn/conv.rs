@@ -44,10 +44,9 @@ impl ConvShape {
 /// `y = W * x + bias`
 pub enum Conv2d {
     Packed(PackedConv2d),
-    /// The weight is `(out, kernel, kernel, in)`.
     Card {
         shape: ConvShape,
-        weight: Tensor,
+        weight: product::Weight,
         bias: Option<Tensor>,
     },
     Candle {
@@ -85,7 +84,7 @@ impl Conv2d {
             }
             Family::Card => Self::Card {
                 shape,
-                weight: weight.permute((0, 2, 3, 1))?.contiguous()?,
+                weight: product::Weight::of_convolution(&weight.permute((0, 2, 3, 1))?)?,
                 bias: whole()?,
             },
             Family::Candle => Self::Candle {
@@ -205,7 +204,7 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
 
 fn run_card(
     shape: &ConvShape,
-    (weight, bias): (&Tensor, Option<&Tensor>),
+    (weight, bias): (&product::Weight, Option<&Tensor>),
     x: &Map,
     extras: Extras,
 ) -> Result<Map> {
@@ -213,7 +212,6 @@ fn run_card(
     let geometry = product::Geometry {
         enlarged,
         out: output_size(&shape.of_kernels(), enlarged)?,
-        kernel: shape.kernel,
         stride: shape.stride,
         padding: shape.padding.0,
     };

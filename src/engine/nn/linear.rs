@@ -1,6 +1,6 @@
 //! The affine map of a row.
 use super::{Activation, Family, small, values, write_f32};
-use crate::engine::cuda::product;
+use crate::engine::cuda::product::{self, Weight};
 use crate::engine::kernels::{Epilogue, PackedLinear};
 use candle_core::{D, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -9,7 +9,7 @@ use candle_nn::VarBuilder;
 pub enum Linear {
     Packed(PackedLinear),
     Card {
-        weight: Tensor,
+        weight: Weight,
         bias: Option<Tensor>,
     },
     Candle {
@@ -21,14 +21,21 @@ pub enum Linear {
 impl Linear {
     /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`.
     pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::load_with(vb, inputs, outputs, true)
+        Self::load_with(vb, inputs, outputs, true, |x| Ok(x.clone()))
     }
 
     pub fn load_no_bias(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::load_with(vb, inputs, outputs, false)
+        Self::load_with(vb, inputs, outputs, false, |x| Ok(x.clone()))
     }
 
-    fn load_with(vb: VarBuilder, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
+    /// On a card `order` gives the rows of weight and bias in another order.
+    fn load_with(
+        vb: VarBuilder,
+        inputs: usize,
+        outputs: usize,
+        bias: bool,
+        order: impl Fn(&Tensor) -> Result<Tensor>,
+    ) -> Result<Self> {
         let weight = vb.get((outputs, inputs), "weight")?;
         let whole = || bias.then(|| vb.get(outputs, "bias")).transpose();
         Ok(match Family::of_weights(&vb) {
@@ -39,8 +46,8 @@ impl Linear {
                 Self::Packed(PackedLinear::pack(weight, outputs, inputs, bias.as_deref()))
             }
             Family::Card => Self::Card {
-                weight,
-                bias: whole()?,
+                weight: Weight::of_linear(&order(&weight)?)?,
+                bias: whole()?.as_ref().map(order).transpose()?,
             },
             Family::Candle => Self::Candle {
                 weight,
@@ -51,22 +58,22 @@ impl Linear {
 
     /// One map to the outputs of all of `parts` beside each other, where that is quicker: on a card. They take the same inputs.
     pub fn joined(parts: &[Self]) -> Result<Option<Self>> {
-        let on_card = |part: &Self| match part {
-            Self::Card { weight, bias } => Some((weight.clone(), bias.clone())),
-            _ => None,
-        };
-        let Some(parts) = parts.iter().map(on_card).collect::<Option<Vec<_>>>() else {
+        let mut on_card = Vec::new();
+        for part in parts {
+            match part {
+                Self::Card { weight, bias } => on_card.push((weight, bias.clone())),
+                _ => return Ok(None),
+            }
+        }
+        let (weights, biases): (Vec<_>, Vec<_>) = on_card.into_iter().unzip();
+        let Some(weight) = Weight::joined(&weights)? else {
             return Ok(None);
         };
-        let (weights, biases): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
         let bias = match biases.into_iter().collect::<Option<Vec<_>>>() {
             Some(biases) => Some(Tensor::cat(&biases, 0)?),
             None => None,
         };
-        Ok(Some(Self::Card {
-            weight: Tensor::cat(&weights, 0)?,
-            bias,
-        }))
+        Ok(Some(Self::Card { weight, bias }))
     }
 
     /// `(.., inputs)` to `(.., outputs)`
@@ -126,16 +133,10 @@ pub struct Geglu(Linear);
 impl Geglu {
     /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`. `outputs` is even.
     pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        let mut linear = Linear::load(vb, inputs, outputs)?;
-        if let Linear::Card { weight, bias } = &mut linear {
-            // On a card a_i and g_i are neighbours, so that the thread that has one has the other.
-            let interleaved = |x: &Tensor| -> Result<Tensor> {
-                let halves = x.chunk(2, 0)?;
-                Tensor::stack(&halves, 1)?.flatten(0, 1)
-            };
-            *weight = interleaved(weight)?;
-            *bias = bias.as_ref().map(interleaved).transpose()?;
-        }
+        // On a card a_i and g_i are neighbours, so that the thread that has one has the other.
+        let interleaved =
+            |x: &Tensor| -> Result<Tensor> { Tensor::stack(&x.chunk(2, 0)?, 1)?.flatten(0, 1) };
+        let linear = Linear::load_with(vb, inputs, outputs, true, interleaved)?;
         Ok(Self(linear))
     }
 

@@ -10,6 +10,7 @@
 //                      are one colour
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
 //   STAND_IN_MEMORY=N  bytes that are given out at once, beside them those of one recording; more is CUDA_ERROR_OUT_OF_MEMORY
+//   STAND_IN_RECORDED=N  bytes that a recording may take
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <stdio.h>
 #include <stdlib.h>
@@ -364,7 +365,8 @@ int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) 
 // The memory of a recording is taken by its upload, or by its first start.
 int cuGraphUpload(void *handle, void *) {
     Graph &graph = *(Graph *)handle;
-    if (!graph.there && full(graph.most)) return OUT_OF_MEMORY;
+    const char *recorded = getenv("STAND_IN_RECORDED");
+    if (!graph.there && (full(graph.most) || (recorded && graph.most > (size_t)atoll(recorded)))) return OUT_OF_MEMORY;
     graph.there = true;
     return SUCCESS;
 }

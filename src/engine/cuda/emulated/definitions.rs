@@ -49,6 +49,19 @@ fn split(x: &[f32], parts: [usize; 2]) -> [Vec<f32>; 2] {
     ]
 }
 
+/// `(outputs, places, channels)` as product.cu has it in tiles: where each number lies, one after another.
+fn in_tiles(weight: &[f32], outputs: usize, places: usize, channels: usize) -> Vec<f32> {
+    let (blocks, high) = (channels.div_ceil(64), outputs.div_ceil(8) * 8);
+    let mut tiles = vec![0.0; blocks * places * high * 64];
+    for (i, &x) in weight.iter().enumerate() {
+        let (output, place, channel) = (i / channels / places, i / channels % places, i % channels);
+        let row = ((channel / 64 * places) + place) * high + output;
+        let chunk = (channel % 64 / 8) ^ (output % 8);
+        tiles[row * 64 + chunk * 8 + channel % 8] = x;
+    }
+    tiles
+}
+
 #[test]
 #[ignore = "needs a C++ compiler"]
 fn group_norms_are_their_definition() {
@@ -326,14 +339,22 @@ impl Case {
             scale: 0.5,
             ..Default::default()
         };
-        let whole = self.parts.iter().all(|c| c % 8 == 0);
+        let whole = dtype != DType::F32 && self.parts.iter().all(|c| c % 8 == 0);
         let together = outputs.is_multiple_of(8);
-        let ways = [(false, false), (whole, false), (whole, together)];
-        for (aligned, together) in ways {
+        let tiled = in_tiles(&weight, outputs, taps, channels);
+        let ways = [
+            (false, false, false),
+            (whole, false, false),
+            (whole, whole, false),
+            (whole, whole, together),
+        ];
+        for (in_tiles, aligned, together) in ways {
             let args = product::Product {
                 together: together.into(),
+                tiled: in_tiles.into(),
                 ..args
             };
+            let weight = if in_tiles { &tiled } else { &weight };
             for work in plans(args, aligned) {
                 let what = format!(
                     "{} of {} parts, {:?}",
@@ -343,7 +364,7 @@ impl Case {
                 let inputs = [
                     Some(&first[..]),
                     rest,
-                    Some(&weight),
+                    Some(weight),
                     Some(&bias),
                     Some(&shift),
                     Some(&residual),
@@ -404,7 +425,7 @@ fn every_tile_of_a_product_is_its_definition() {
                 let tiles = product::tiles(dtype, aligned, card).into_iter();
                 tiles
                     .flat_map(|tile| {
-                        [1, 3].map(|splits| product::work(dtype, args, tile, splits).unwrap())
+                        [1, 3].map(|splits| product::work(dtype, args, tile, splits, card).unwrap())
                     })
                     .collect()
             });
@@ -434,15 +455,15 @@ fn wide_tiles_are_for_large_products_and_parts_for_few_tiles() {
     };
     // Of Stable Diffusion 1.5: maps of 64x64 fill a card by themselves, those of 8x8 in parts; the last is the timestep's.
     for (sizes, kernel, launches) in [
-        ((8192, 320, 320, 3), "product_f16_groups_128x160", 1),
-        ((128, 1280, 1280, 3), "product_f16_groups_128x128", 2),
+        ((8192, 320, 320, 3), "product_f16_pipe_160", 1),
+        ((128, 1280, 1280, 3), "product_f16_pipe_128", 2),
         ((2, 320, 1280, 1), "product_f16_64x64", 1),
     ] {
         let (rows, channels, outputs, taps) = sizes;
         let got = planned(rows, channels, outputs, taps, large(true));
         assert_eq!(got, (kernel.to_owned(), launches), "{sizes:?}");
         let (without, _) = planned(rows, channels, outputs, taps, large(false));
-        assert!(!without.contains("groups"), "{without}");
+        assert!(!without.contains("pipe"), "{without}");
     }
 }
 
@@ -483,11 +504,23 @@ fn a_gated_product_is_its_definition() {
                 together: (outputs % 8 == 0).into(),
                 ..Default::default()
             };
+            let tiled = dtype != DType::F32 && inputs % 8 == 0;
+            let weight = match tiled {
+                true => in_tiles(&weight, outputs, 1, inputs),
+                false => weight,
+            };
             let given = [Some(&x[..]), None, Some(&weight), Some(&bias), None, None];
+            let args = product::Product {
+                tiled: tiled.into(),
+                ..args
+            };
             for card in [CARD, HOPPER] {
-                let work = product::plan(dtype, args, inputs % 8 == 0, card).unwrap();
-                let got = run(work, dtype, &given, want.len());
-                assert_close(&got, &want, dtype, 2.0, &format!("{rows} rows"));
+                for tile in product::tiles(dtype, tiled, card) {
+                    let work = product::work(dtype, args, tile, 1, card).unwrap();
+                    let what = format!("{rows} rows by {}", work.launches[0].kernel);
+                    let got = run(work, dtype, &given, want.len());
+                    assert_close(&got, &want, dtype, 2.0, &what);
+                }
             }
         }
     }

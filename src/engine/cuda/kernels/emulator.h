@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 #include <functional>
+#include <map>
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -73,11 +74,22 @@ namespace emulator {
 struct Copy {
     void *to;
     const void *from; // null: zeros
+    size_t bytes = 16;
 
     void land() const {
-        if (from) memcpy(to, from, 16);
-        else memset(to, 0, 16);
+        if (from) memcpy(to, from, bytes);
+        else memset(to, 0, bytes);
     }
+};
+
+// A barrier in shared memory, by its place.
+struct Barrier {
+    int count = 0, missing = 0;
+    long bytes = 0; // that are expected and not there
+    unsigned phase = 0;
+    // What is on its way to it: of threads, each with an arrival, and bulk.
+    std::vector<Copy> copies, bulk;
+    int arrivals = 0;
 };
 
 // A product of a group of warps, of which a lane makes its own numbers.
@@ -98,6 +110,7 @@ struct Fiber {
     std::vector<void *> arrived; // copies that a group of warps does not see yet
     std::vector<std::vector<Product>> batches;
     std::vector<Product> open_batch;
+    std::vector<Copy> out; // of copies out, those that have not read
 };
 
 struct Warp {
@@ -113,6 +126,7 @@ inline jmp_buf scheduler;
 inline std::vector<Fiber> fibers;
 inline std::vector<Warp> warps;
 inline unsigned char *shared, *seen; // the second as groups of warps see it
+inline std::map<uint32_t, Barrier> barriers; // by the address
 inline bool early; // copies land when they are asked for, else when they are waited for
 inline int self, waiting, threads;
 inline unsigned generation;
@@ -120,12 +134,16 @@ inline long moves; // a round without any is a deadlock
 inline void (*entry)(const void *);
 inline const void *arguments;
 
+// Where groups of warps see it.
+inline unsigned char *seen_at(void *place) { return seen + ((unsigned char *)place - shared); }
+
 inline void yield() {
     if (!_setjmp(fibers[self].go_on)) _longjmp(scheduler, 1);
 }
 
 inline void run_fiber() {
     entry(arguments);
+    // Copies out whose numbers nobody waited for are not written.
     fibers[self].done = true;
     moves++;
     _longjmp(scheduler, 1);
@@ -187,11 +205,12 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
                 memset(memory.data(), 0xff, memory.size() * 4);
                 memset(seen_memory.data(), 0xff, memory.size() * 4);
                 waiting = 0, warps.assign((threads + 31) / 32, Warp());
+                barriers.clear();
                 for (Fiber &fiber : fibers) {
                     fiber.stack.resize(1 << 16);
                     fiber.started = fiber.done = false;
                     fiber.groups.clear(), fiber.open.clear(), fiber.arrived.clear();
-                    fiber.batches.clear(), fiber.open_batch.clear();
+                    fiber.batches.clear(), fiber.open_batch.clear(), fiber.out.clear();
                     getcontext(&fiber.begin);
                     fiber.begin.uc_stack.ss_sp = fiber.stack.data();
                     fiber.begin.uc_stack.ss_size = fiber.stack.size();
@@ -225,6 +244,9 @@ inline bool launch(void (*kernel)(const void *), const void *args, Dim3 g, Dim3 
 #define threadIdx emulator::thread_index
 #define SHARED_BYTES(name) unsigned char *name = emulator::shared
 
+// As a descriptor of a matrix counts.
+inline uint32_t shared_address(const void *p) { return (uint32_t)((const unsigned char *)p - emulator::shared); }
+inline float reciprocal(float x) { return 1 / x; }
 inline float power_of_two(float x) { return x < -126 ? 0 : exp2f(x); }
 inline void sync_block() { emulator::barrier(); }
 inline void sync_warp() { emulator::meet(emulator::warp()); }
@@ -246,8 +268,9 @@ inline void copy_async(void *to, const void *from, bool there) {
     }
     // What others still read there is gone at once, for groups of warps too.
     copy.land();
-    memcpy(emulator::seen + ((unsigned char *)to - emulator::shared), to, 16);
+    memcpy(emulator::seen_at(to), to, 16);
 }
+inline void copy_async(uint32_t to, const void *from, bool there) { copy_async(emulator::shared + to, from, there); }
 inline void copy_commit() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
     fiber.groups.push_back(std::move(fiber.open));
@@ -262,6 +285,89 @@ template <int N> void copy_wait() {
         }
         fiber.groups.erase(fiber.groups.begin());
     }
+}
+
+namespace emulator {
+
+// Ends the phase if nothing is missing.
+inline void settle(Barrier &barrier) {
+    if (barrier.missing > 0 || barrier.bytes > 0) return;
+    barrier.missing = barrier.count;
+    barrier.phase++;
+    moves++;
+}
+inline void land(Barrier &barrier) {
+    // All of them are seen by groups of warps at once.
+    for (const std::vector<Copy> *copies : {&barrier.copies, &barrier.bulk})
+        for (const Copy &copy : *copies) {
+            copy.land();
+            memcpy(seen_at(copy.to), copy.to, copy.bytes);
+        }
+    for (const Copy &copy : barrier.bulk) barrier.bytes -= copy.bytes;
+    barrier.missing -= barrier.arrivals;
+    moves += barrier.arrivals;
+    barrier.copies.clear(), barrier.bulk.clear(), barrier.arrivals = 0;
+}
+
+} // namespace emulator
+
+inline int warp_of_block() { return emulator::self / 32; }
+template <int N> void keep_registers() {}
+template <int N> void take_registers() {}
+inline void barrier_init(uint32_t place, int count) {
+    emulator::Barrier &barrier = emulator::barriers[place];
+    barrier = emulator::Barrier();
+    barrier.count = barrier.missing = count;
+}
+inline void barriers_ready() {}
+inline void barrier_arrive(uint32_t place) {
+    emulator::Barrier &barrier = emulator::barriers[place];
+    barrier.missing--;
+    emulator::moves++;
+    emulator::settle(barrier);
+}
+inline void barrier_expect(uint32_t place, int bytes) {
+    emulator::barriers[place].bytes += bytes;
+    barrier_arrive(place);
+}
+inline void barrier_wait(uint32_t place, uint32_t parity) {
+    emulator::Barrier &barrier = emulator::barriers[place];
+    while (barrier.phase % 2 == parity) {
+        // The latest moment for what is on its way.
+        emulator::land(barrier);
+        emulator::settle(barrier);
+        if (barrier.phase % 2 == parity) emulator::yield();
+    }
+}
+inline void copy_arrives(uint32_t place) {
+    emulator::Barrier &barrier = emulator::barriers[place];
+    std::vector<emulator::Copy> &open = emulator::fibers[emulator::self].open;
+    barrier.copies.insert(barrier.copies.end(), open.begin(), open.end());
+    barrier.arrivals++;
+    open.clear();
+    emulator::moves++;
+    if (!emulator::early) return;
+    emulator::land(barrier);
+    emulator::settle(barrier);
+}
+inline void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t place) {
+    emulator::Barrier &barrier = emulator::barriers[place];
+    barrier.bulk.push_back({emulator::shared + to, from, (size_t)bytes});
+    emulator::moves++;
+    if (!emulator::early) return;
+    emulator::land(barrier);
+    emulator::settle(barrier);
+}
+inline void copy_bulk_out(void *to, const void *from, int bytes) {
+    const emulator::Copy copy = {to, from, (size_t)bytes};
+    if (emulator::early) copy.land();
+    else emulator::fibers[emulator::self].out.push_back(copy);
+}
+inline void bulk_commit() {}
+inline void bulk_wait_read() {
+    emulator::Fiber &fiber = emulator::fibers[emulator::self];
+    for (const emulator::Copy &copy : fiber.out) copy.land();
+    fiber.out.clear();
 }
 
 inline uint32_t two(const void *row, int first, int second) {
@@ -295,12 +401,10 @@ template <class T> float number(uint32_t pair, int which) {
 #define GROUPS
 inline void group_sees_copies() {
     emulator::Fiber &fiber = emulator::fibers[emulator::self];
-    for (void *place : fiber.arrived) memcpy(emulator::seen + ((unsigned char *)place - emulator::shared), place, 16);
+    for (void *place : fiber.arrived) memcpy(emulator::seen_at(place), place, 16);
     fiber.arrived.clear();
 }
 inline void group_begin() {}
-// As a descriptor of a matrix counts.
-inline uint32_t shared_address(const void *p) { return (uint32_t)((const unsigned char *)p - emulator::shared); }
 
 namespace emulator {
 

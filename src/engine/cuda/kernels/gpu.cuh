@@ -19,6 +19,10 @@ INLINE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_
 INLINE void copy_async(void *shared, const void *global, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global), "r"(there ? 16 : 0));
 }
+// The same, to an address of shared memory.
+INLINE void copy_async(uint32_t shared, const void *global, bool there) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(there ? 16 : 0));
+}
 // Closes a group of copies.
 INLINE void copy_commit() { asm volatile("cp.async.commit_group;\n"); }
 // Waits until at most the N newest groups of this thread are still on their way.
@@ -55,7 +59,8 @@ template <> INLINE void multiply_add<__nv_bfloat16>(float (&d)[4], const uint32_
 // The products of a group of four warps (Hopper, PTX: wgmma), read from shared memory by the tensor cores themselves, in the background.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define GROUPS
-// What was copied to shared memory before, by this thread, is there for the group's products too.
+// What was copied or written to shared memory before, by this thread or, behind a barrier, by others, is there for the group's products and for
+// copies out too.
 INLINE void group_sees_copies() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 // Before the first product, and after the sums were touched otherwise.
 INLINE void group_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
@@ -63,6 +68,47 @@ INLINE void group_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memo
 INLINE void group_commit() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 // Waits until at most the N newest batches are under way.
 template <int N> INLINE void group_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(N) : "memory"); }
+
+// Registers pass from one group of warps to others: a thread keeps N, or takes so many that it has N.
+template <int N> INLINE void keep_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(N)); }
+template <int N> INLINE void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(N)); }
+
+// A barrier in shared memory, by its address (PTX: mbarrier): a phase ends when `count` threads have arrived and the bytes that were expected are
+// there.
+INLINE void barrier_init(uint32_t barrier, int count) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(count) : "memory"); }
+// Makes those that this thread began known to copies too; the block is to meet before it uses them.
+INLINE void barriers_ready() { asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;\n" ::: "memory"); }
+INLINE void barrier_arrive(uint32_t barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory"); }
+// Arrives, and expects so many bytes of copies in this phase.
+INLINE void barrier_expect(uint32_t barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// Waits until the phase of this parity has ended: 0 is the first, 1 the one after it and the one before it.
+INLINE void barrier_wait(uint32_t barrier, uint32_t parity) {
+    uint32_t done;
+    do {
+        asm volatile("{ .reg .pred done; mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2; selp.u32 %0, 1, 0, done; }\n"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    } while (!done);
+}
+// This thread arrives when all its `copy_async` are there, for groups of warps too: the barrier counts what has been written, which no cache
+// lies before. (PTX asks for a fence between proxies, which only the threads that wait could make, at each depth; CUTLASS's products by
+// cp.async and wgmma do without it as well.)
+INLINE void copy_arrives(uint32_t barrier) { asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory"); }
+// Bytes, a multiple of 16, from global to shared memory in the background, told to the barrier.
+INLINE void copy_bulk(uint32_t shared, const void *global, int bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(shared), "l"(global), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// The other way. `group_sees_copies` comes before it, for what this thread and others wrote there.
+INLINE void copy_bulk_out(void *global, const void *shared, int bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;\n" ::"l"(global), "r"(shared_address(shared)), "r"(bytes) : "memory");
+}
+INLINE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;\n" ::: "memory"); }
+// Waits until all that this thread copies out has been read.
+INLINE void bulk_wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory"); }
 
 // The operands of an instruction: the numbers of D first, each with a place.
 #define PLACES_24 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23"
@@ -114,11 +160,19 @@ GROUP_MULTIPLY_ADD_COLUMNS(__nv_bfloat16, "bf16", 48, 24, "%24,%25,%26,%27", "%2
 GROUP_MULTIPLY_ADD_COLUMNS(__nv_bfloat16, "bf16", 64, 32, "%32,%33,%34,%35", "%36", "%37")
 #endif
 
+// So that the compiler knows it to be one for all lanes.
+INLINE int warp_of_block() { return __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); }
 INLINE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 // 2^x, to two units in the last place; 0 where it would be less than the smallest normal number.
 INLINE float power_of_two(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+// To one unit in the last place.
+INLINE float reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 INLINE void sync_block() { __syncthreads(); }
@@ -164,16 +218,35 @@ INLINE int chunk_at(int line, int chunk) { return line * LINE + ((chunk ^ line %
 
 // For the products of groups of warps: a matrix of rows of 64 numbers, 128 bytes each, from a place of whole 1024 bytes on, their chunks of
 // 16 bytes swapped by the row; of it the 16 columns of a step. (PTX, matrix descriptor: address, 1024 bytes from eight rows to the next,
-// swizzle of 128 bytes.)
-INLINE uint64_t group_matrix(const void *rows, int step) {
-    return (uint64_t)((shared_address(rows) & 0x3ffff) >> 4) + 2 * step | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+// swizzle of 128 bytes.) The next step lies 2 on.
+INLINE uint64_t group_matrix_at(uint32_t rows) {
+    return (uint64_t)((rows & 0x3ffff) >> 4) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
 }
+INLINE uint64_t group_matrix(const void *rows, int step) { return group_matrix_at(shared_address(rows)) + 2 * step; }
 
 // The same of a matrix whose rows are multiplied as columns, 64 of them (or fewer): of it the 16 rows of a step.
 INLINE uint64_t group_columns(const void *rows, int step) { return group_matrix(rows, 64 * step); }
 
 INLINE float silu(float x) { return x / (1.0f + expf(-x)); }
 INLINE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f)); }
+
+// The same, to some 1e-6 of it, enough for 16 bits: erfc(z) = t exp(-z^2 + a polynomial of t), t = 1 / (1 + z / 2) (Press et al., Numerical Recipes,
+// 6.2.2: a fraction of 1.2e-7).
+INLINE float gelu_16(float x) {
+    const float z = fabsf(x) * 0.70710678118654752f, t = reciprocal(1.0f + 0.5f * z);
+    float p = 0.17087277f;
+    p = p * t - 0.82215223f;
+    p = p * t + 1.48851587f;
+    p = p * t - 1.13520398f;
+    p = p * t + 0.27886807f;
+    p = p * t - 0.18628806f;
+    p = p * t + 0.09678418f;
+    p = p * t + 0.37409196f;
+    p = p * t + 1.00002368f;
+    p = p * t - 1.26551223f;
+    const float half = 0.5f * t * power_of_two((p - z * z) * 1.4426950408889634f);
+    return x * (x < 0 ? half : 1.0f - half);
+}
 
 INLINE int ceiling(int a, int b) { return (a + b - 1) / b; }
 INLINE int smaller(int a, int b) { return a < b ? a : b; }

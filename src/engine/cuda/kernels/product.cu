@@ -6,13 +6,17 @@
 // never made, each block gathers its tile of it from the map (an implicit product; Chetlur et al. 2014, section 3.2). A linear layer is a
 // convolution with a kernel of 1 over a map of one line.
 //
-// Where y has too few tiles to fill the card, k is split: grid (tiles of m, tiles of n, splits), each split writes its sums in f32, and a
-// second kernel adds them, always in the same order. No number of y depends on what else is in the batch but through that choice.
+// The weights of 16-bit numbers whose channels come by eights are laid out once, in the tiles that shared memory takes: (depths, outputs, 64), a
+// depth being 64 channels of one place under the kernel, places first. Channels are filled up to 64 and outputs to 8 by zeros, and the
+// eight chunks of a row lie as `chunk_at` has them. Other weights are (outputs, places, channels).
+//
+// Where y has too few tiles to fill the card, k is split: each split writes its sums in f32, and a second kernel adds them, always in the same
+// order. No number of y depends on what else is in the batch but through that choice.
 #include "gpu.cuh"
 
 struct Product {
     const void *first, *rest; // (images, height, width, channels), in two parts
-    const void *weight;       // (outputs, kernel, kernel, channels)
+    const void *weight;
     const void *bias;         // (outputs) or null
     const void *shift;        // (images, outputs) with `shift_stride` numbers from one image to the next, or null
     const void *residual;     // as y, or null
@@ -28,8 +32,10 @@ struct Product {
     // y is (m, outputs / 2): an even column times GELU of the odd one beside it (GEGLU, Shazeer 2020).
     int geglu;
     int together; // eight columns of bias, shift, residual, y and parts may be read or written 16 bytes at once
+    int tiled;    // the weights lie in tiles
+    int unused;
 };
-static_assert(sizeof(Product) == 136, "as the host has it");
+static_assert(sizeof(Product) == 144, "as the host has it");
 
 INLINE int product_rows(const Product &a) { return a.images * a.out_height * a.out_width; }
 
@@ -58,6 +64,7 @@ struct Corner {
 struct Place {
     int ky, kx, c;
 
+    INLINE Place(int ky, int kx, int c) : ky(ky), kx(kx), c(c) {}
     INLINE Place(const Product &a, int channels, int k) {
         const int tap = k / channels;
         c = k % channels;
@@ -76,7 +83,7 @@ struct Place {
 // The numbers of matrix x from a place on, or null where zeros stand: beside the map and after the last place.
 template <class T> INLINE const T *gathered(const Product &a, const Joined<T> &x, const Corner &corner, const Place &place) {
     const int row = corner.y + place.ky, column = corner.x + place.kx;
-    if (place.ky >= a.kernel || row < 0 || row >= a.enlarged_height || column < 0 || column >= a.enlarged_width) return nullptr;
+    if (place.ky >= a.kernel || place.c >= x.channels() || row < 0 || row >= a.enlarged_height || column < 0 || column >= a.enlarged_width) return nullptr;
     const int from_row = nearest(row, a.height, a.enlarged_height), from_column = nearest(column, a.width, a.enlarged_width);
     return x.at(((int64_t)corner.image * a.height + from_row) * a.width + from_column, place.c);
 }
@@ -129,14 +136,18 @@ template <class T, int W> INLINE void finish(const Product &a, int row, int n, f
 }
 
 // The end of a block: into the result or, where k is split, to the other parts.
-template <class T, int W> INLINE void finish_or_keep(const Product &a, int row, int n, float (&sum)[W], const Vector<T, W> *beside = nullptr) {
+template <class T, int W>
+INLINE void finish_or_keep(const Product &a, int split, int row, int n, float (&sum)[W], const Vector<T, W> *beside = nullptr) {
     if (row >= product_rows(a) || n >= a.outputs) return;
     if (a.splits == 1) return finish<T, W>(a, row, n, sum, beside);
-    float *part = a.parts + ((int64_t)blockIdx.z * product_rows(a) + row) * a.outputs + n;
+    const int AT_ONCE = W < 4 ? W : 4;
+    float *part = a.parts + ((int64_t)split * product_rows(a) + row) * a.outputs + n;
 #pragma unroll
-    for (int i = 0; i < W; i += 4) {
-        const float four[4] = {sum[i], sum[i + 1], sum[i + 2], sum[i + 3]};
-        put<float, 4>(part + i, four, a.outputs - n - i, a.together);
+    for (int i = 0; i < W; i += AT_ONCE) {
+        float some[AT_ONCE];
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) some[j] = sum[i + j];
+        put<float, AT_ONCE>(part + i, some, a.outputs - n - i, a.together);
     }
 }
 
@@ -156,65 +167,76 @@ template <class T> INLINE void product_sum(const Product &a) {
     finish<T, W>(a, row, n, sum);
 }
 
-// The tiles of k that this block adds up, of `all`.
-INLINE void share(const Product &a, int all, int &begin, int &end) {
+// The tiles of k that a split adds up, of `all`.
+INLINE void share(const Product &a, int all, int split, int &begin, int &end) {
     const int each = ceiling(all, a.splits);
-    begin = smaller(blockIdx.z * each, all);
+    begin = smaller(split * each, all);
     end = smaller(begin + each, all);
 }
 
-// ---- Tensor cores: 16-bit numbers, the channels of both parts multiples of 8. A block makes M x N numbers.
+// ---- Tensor cores: 16-bit numbers, the channels of both parts multiples of 8, weights in tiles.
 
 const int DEPTH = LINE; // of k at once
 
-// Brings tiles of both matrices to shared memory, one depth after another. Each thread copies one chunk of every LINES-th row.
+// Of a product whose weights lie in tiles.
+INLINE int channel_blocks(const Product &a) { return ceiling(a.first_channels + a.rest_channels, DEPTH); }
+INLINE int product_depths(const Product &a) { return channel_blocks(a) * a.kernel * a.kernel; }
+INLINE int tiled_outputs(const Product &a) { return ceiling(a.outputs, 8) * 8; }
+
+// Brings tiles of both matrices to shared memory, one depth after another, all the channels of a place before the next place. Each thread copies
+// one chunk of every LINES-th row.
 template <class T, int M, int N, int THREADS> struct Loader {
     static const int LINES = THREADS / 8, STAGE = (M + N) * DEPTH;
     const Joined<T> x;
-    const int channels, k, chunk, line;
+    const int channels, blocks, chunk, line;
     Corner corners[M / LINES];
-    Place place;
-    // Where the chunks of x lie at `place`; up to `until` they go on from there.
+    int block, ky, kx, c;
+    // Where the chunks of x lie at `c`; up to `until` they go on from there.
     const T *from[M / LINES];
     bool there[M / LINES];
     int until;
-    const T *weight; // of the first of this thread's columns
-    int at, first_column;
+    const int first_column, outputs;
 
     INLINE Loader(const Product &a, int first_row, int first_column, int begin)
-        : x{(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels}, channels(x.channels()), k(a.kernel * a.kernel * channels),
-          chunk(threadIdx.x % 8), line(threadIdx.x / 8), place(a, channels, begin * DEPTH + chunk * 8), at(begin * DEPTH + chunk * 8),
-          first_column(first_column) {
+        : x{(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels}, channels(x.channels()), blocks(channel_blocks(a)),
+          chunk(threadIdx.x % 8), line(threadIdx.x / 8), block(begin % blocks), ky(begin / blocks / a.kernel), kx(begin / blocks % a.kernel),
+          c(block * DEPTH + chunk * 8), first_column(first_column), outputs(tiled_outputs(a)) {
 #pragma unroll
         for (int i = 0; i < M / LINES; i++) corners[i] = Corner(a, first_row + line + i * LINES);
-        weight = (const T *)a.weight + (int64_t)(first_column + line) * k;
         locate(a);
     }
 
     INLINE void locate(const Product &a) {
-        until = place.c < x.first_channels ? x.first_channels : channels;
+        until = c < x.first_channels ? x.first_channels : channels;
 #pragma unroll
         for (int i = 0; i < M / LINES; i++) {
-            const T *chunk = gathered(a, x, corners[i], place);
+            const T *chunk = gathered(a, x, corners[i], Place{ky, kx, c});
             there[i] = chunk != nullptr;
-            from[i] = there[i] ? chunk - place.c : x.first;
+            from[i] = there[i] ? chunk - c : x.first;
         }
     }
 
     // The next depth, to a stage.
     INLINE void load(const Product &a, T *stage) {
 #pragma unroll
-        for (int i = 0; i < M / LINES; i++) copy_async(stage + chunk_at(line + i * LINES, chunk), from[i] + place.c, there[i]);
+        for (int i = 0; i < M / LINES; i++) copy_async(stage + chunk_at(line + i * LINES, chunk), from[i] + c, there[i]);
+        const T *tile = (const T *)a.weight + ((int64_t)(block * a.kernel + ky) * a.kernel + kx) * outputs * DEPTH;
 #pragma unroll
         for (int i = 0; i < N / LINES; i++) {
-            const bool there = first_column + line + i * LINES < a.outputs && at < k;
-            copy_async(stage + M * DEPTH + chunk_at(line + i * LINES, chunk), there ? weight + (int64_t)i * LINES * k + at : (const T *)a.weight, there);
+            const bool there = first_column + line + i * LINES < outputs;
+            const int at = chunk_at(line + i * LINES, chunk);
+            copy_async(stage + M * DEPTH + at, there ? tile + first_column * DEPTH + at : (const T *)a.weight, there);
         }
-        at += DEPTH;
-        if (place.c + DEPTH < until) {
-            place.c += DEPTH;
-        } else {
-            place.advance(a, channels, DEPTH);
+        c += DEPTH;
+        if (++block == blocks) {
+            block = 0;
+            c = chunk * 8;
+            if (++kx == a.kernel) {
+                kx = 0;
+                ky++;
+            }
+            locate(a);
+        } else if (c >= until) {
             locate(a);
         }
     }
@@ -222,7 +244,7 @@ template <class T, int M, int N, int THREADS> struct Loader {
 
 // Finishes 16 x N numbers of a warp, held as the tensor cores leave them, by way of 16 (N + 8) numbers of shared memory of its own: what is
 // read and written is then 16 bytes at once.
-template <class T, int N> INLINE void finish_strip(const Product &a, float *own, int row, int column, const float (&sums)[N / 8][4]) {
+template <class T, int N> INLINE void finish_strip(const Product &a, int split, float *own, int row, int column, const float (&sums)[N / 8][4]) {
     // A lane finishes EACH times eight numbers, AHEAD of which it waits for at once.
     const int STRIDE = N + 8, CHUNKS = N / 8, EACH = CHUNKS / 2, AHEAD = EACH % 5 == 0 ? 5 : EACH % 4 == 0 ? 4 : EACH, lane = threadIdx.x % 32;
     const bool ahead = a.residual && a.together && a.splits == 1;
@@ -250,7 +272,7 @@ template <class T, int N> INLINE void finish_strip(const Product &a, float *own,
             float sum[8];
 #pragma unroll
             for (int j = 0; j < 8; j++) sum[j] = own[r * STRIDE + c + j];
-            finish_or_keep<T, 8>(a, row + r, column + c, sum, ahead ? &beside[i] : nullptr);
+            finish_or_keep<T, 8>(a, split, row + r, column + c, sum, ahead ? &beside[i] : nullptr);
         }
     }
 }
@@ -265,7 +287,7 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
     const int first_row = blockIdx.x * M, first_column = blockIdx.y * N;
     const int warp_row = warp % (M / WM) * WM, warp_column = warp / (M / WM) * WN;
     int begin, end;
-    share(a, ceiling(a.kernel * a.kernel * (a.first_channels + a.rest_channels), DEPTH), begin, end);
+    share(a, product_depths(a), blockIdx.z, begin, end);
     Load loader(a, first_row, first_column, begin);
     int loading = begin;
     auto load = [&]() {
@@ -304,55 +326,398 @@ template <class T, int M, int N, int WM, int WN> INLINE void product_tensor(cons
     sync_block();
     float *own = (float *)memory + warp * 16 * (WN + 8);
 #pragma unroll
-    for (int i = 0; i < WM / 16; i++) finish_strip<T, WN>(a, own, first_row + warp_row + i * 16, first_column + warp_column, sums[i]);
+    for (int i = 0; i < WM / 16; i++) finish_strip<T, WN>(a, blockIdx.z, own, first_row + warp_row + i * 16, first_column + warp_column, sums[i]);
 }
 
 #ifdef GROUPS
-// By groups of four warps (Hopper), each 64 rows of all N columns: the tensor cores read both matrices from shared memory by
-// themselves, and the next tiles are asked for meanwhile. The few lines that it begins with stand in both kernels: as a part of the loader
-// they cost registers (168 to 209 with 128x64).
-template <class T, int M, int N, int STAGES> INLINE void product_groups(const Product &a) {
-    SHARED_BYTES(memory);
-    using Load = Loader<T, M, N, M * 2>;
-    T *stages = (T *)memory;
-    const int warp = threadIdx.x / 32, group = warp / 4;
-    const int first_row = blockIdx.x * M, first_column = blockIdx.y * N;
-    int begin, end;
-    share(a, ceiling(a.kernel * a.kernel * (a.first_channels + a.rest_channels), DEPTH), begin, end);
-    Load loader(a, first_row, first_column, begin);
-    int loading = begin;
-    auto load = [&]() {
-        if (loading < end) loader.load(a, stages + (loading - begin) % STAGES * Load::STAGE);
-        loading++;
-        copy_commit();
-    };
-
-    float sums[N / 8][4] = {};
-    for (int i = 0; i < STAGES - 2; i++) load();
-    for (int tile = begin; tile < end; tile++) {
-        copy_wait<STAGES - 3>();
-        group_sees_copies();
-        // Now the tile is there for all, and the last but one has been read by all: its place takes the next.
-        sync_block();
-        const T *rows = stages + (tile - begin) % STAGES * Load::STAGE, *columns = rows + M * DEPTH;
-        group_begin();
+// The same by way of 16 (N / 2 + 4) numbers, half of the columns after the other.
+template <class T, int N> INLINE void finish_halves(const Product &a, int split, float *own, int row, int column, const float (&sums)[N / 8][4]) {
+    const int STRIDE = N / 2 + 4, CHUNKS = N / 16, lane = threadIdx.x % 32;
 #pragma unroll
-        for (int step = 0; step < DEPTH / 16; step++)
-            group_multiply_add<T, N>(sums, group_matrix(rows + group * 64 * DEPTH, step), group_matrix(columns, step), true);
-        group_commit();
-        load();
-        group_wait<1>();
+    for (int half = 0; half < 2; half++) {
+        sync_warp();
+#pragma unroll
+        for (int j = 0; j < CHUNKS; j++)
+#pragma unroll
+            for (int lower = 0; lower < 2; lower++) {
+                const float *two = sums[half * CHUNKS + j] + 2 * lower;
+                *(Vector<float, 2> *)(own + (lane / 4 + lower * 8) * STRIDE + j * 8 + lane % 4 * 2) = Vector<float, 2>{{two[0], two[1]}};
+            }
+        sync_warp();
+        for (int i = lane; i < 16 * CHUNKS; i += 32) {
+            const int r = i / CHUNKS, c = i % CHUNKS * 8;
+            float sum[8];
+#pragma unroll
+            for (int j = 0; j < 8; j++) sum[j] = own[r * STRIDE + c + j];
+            finish_or_keep<T, 8>(a, split, row + r, column + half * (N / 2) + c, sum);
+        }
     }
-    group_wait<0>();
+}
+
+// By groups of four warps (Hopper), a block for each multiprocessor, which makes one tile after another. One group or two bring both matrices to a
+// ring of stages, depth by depth: they gather rows of x, and a tile of the weights is one copy. Two more multiply, 64 rows of all N columns
+// each, by tensor cores that read shared memory themselves. Behind a tile's depths each of the two has a stage of its own, which comes with what is
+// added to its rows; there it writes what becomes of them, and goes on while they are copied out.
+const int PIPE_ROWS = 128;
+
+// A block's piece of work: a tile of y, and the depths of a split.
+struct Piece {
+    int row, column, split, begin, end;
+
+    INLINE Piece(const Product &a, int number, int n) {
+        const int rows = ceiling(product_rows(a), PIPE_ROWS), columns = ceiling(a.outputs, n);
+        split = number / (rows * columns);
+        number %= rows * columns;
+        // Of the map and the weights the larger is read by blocks that run at the same time.
+        const bool across = a.images * a.height * a.width > a.outputs * a.kernel * a.kernel;
+        row = (across ? number / columns : number % rows) * PIPE_ROWS;
+        column = (across ? number % columns : number / rows) * n;
+        share(a, product_depths(a), split, begin, end);
+    }
+};
+
+// Where a thread's rows of x lie, every STEP-th of EACH: the place under the kernel's first corner, and a bit for each place under the kernel that
+// lies in the map. For kernels of at most 30 places over a map as it is or twice as large.
+template <int EACH, int STEP> struct Rows {
+    int pixel;            // of the first,
+    uint32_t after[EACH]; // and how many after it each lies
+    // Above them, where the map is twice as large, whether the corner's row and column are odd.
+    uint32_t inside[EACH];
+    static const int ODD_ROW = 30, ODD_COLUMN = 31;
+
+    INLINE static bool as_it_is(const Product &a) {
+        return a.kernel * a.kernel <= ODD_ROW && a.enlarged_height == a.height && a.enlarged_width == a.width;
+    }
+    INLINE static bool twice(const Product &a) {
+        return a.kernel * a.kernel <= ODD_ROW && a.enlarged_height == 2 * a.height && a.enlarged_width == 2 * a.width;
+    }
+
+    // Of a map that is twice as large: from the corner to a place, in pixels.
+    INLINE uint32_t step(const Product &a, int i, int ky, int kx) const {
+        return ((inside[i] >> ODD_ROW & 1) + ky >> 1) * a.width + ((inside[i] >> ODD_COLUMN) + kx >> 1);
+    }
+
+    INLINE void locate(const Product &a, int row) {
+        if (a.kernel == 1 && a.stride == 1 && a.padding == 0 && as_it_is(a)) {
+            pixel = row;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                after[i] = i * STEP;
+                inside[i] = row + i * STEP < product_rows(a);
+            }
+            return;
+        }
+        const int area = a.out_height * a.out_width, halves = twice(a) ? 1 : 0;
+        int image = row / area, y = row % area / a.out_width, x = row % area % a.out_width;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int first_y = y * a.stride - a.padding, first_x = x * a.stride - a.padding;
+            const int here = (image * a.height + (first_y >> halves)) * a.width + (first_x >> halves);
+            if (i == 0) pixel = here;
+            after[i] = here - pixel;
+            uint32_t columns = 0;
+            for (int k = 0; k < a.kernel; k++) columns |= (uint32_t)((unsigned)(first_x + k) < (unsigned)a.enlarged_width) << k;
+            inside[i] = halves ? (uint32_t)(first_y & 1) << ODD_ROW | (uint32_t)(first_x & 1) << ODD_COLUMN : 0;
+            if (image < a.images)
+                for (int k = 0; k < a.kernel; k++)
+                    if ((unsigned)(first_y + k) < (unsigned)a.enlarged_height) inside[i] |= columns << k * a.kernel;
+            for (x += STEP; x >= a.out_width; x -= a.out_width)
+                if (++y == a.out_height) {
+                    y = 0;
+                    image++;
+                }
+        }
+    }
+};
+
+// A thread's way through k: the place under the kernel, and where the numbers of its first row lie there.
+template <class T> struct Way {
+    const Joined<T> x;
+    int ky, kx, c;
+    uint32_t bit;    // of the place, 0 behind the last channel
+    uint32_t stride; // bytes from a pixel to the next
+    const char *at;
+
+    INLINE Way(const Product &a, int depth, int chunk, int pixel) : x{(const T *)a.first, (const T *)a.rest, a.first_channels, a.rest_channels} {
+        const int taps = a.kernel * a.kernel, tap = depth % taps;
+        ky = tap / a.kernel, kx = tap % a.kernel, c = depth / taps * DEPTH + chunk * 8;
+        begin(a, pixel);
+    }
+    INLINE void begin(const Product &a, int pixel) {
+        stride = (c < x.first_channels ? x.first_channels : x.rest_channels) * sizeof(T);
+        at = (const char *)x.at(0, c) + (int64_t)(pixel + ky * a.width + kx) * stride;
+        bit = c < x.channels() ? 1u << (ky * a.kernel + kx) : 0;
+    }
+    INLINE void advance(const Product &a, int pixel) {
+        at += stride;
+        bit <<= 1;
+        if (++kx < a.kernel) return;
+        kx = 0;
+        at += (int64_t)(a.width - a.kernel) * stride;
+        if (++ky < a.kernel) return;
+        ky = 0;
+        c += DEPTH;
+        if (c >= x.first_channels && c - DEPTH < x.first_channels) {
+            begin(a, pixel);
+        } else {
+            at += DEPTH * (int)sizeof(T) - (int64_t)a.kernel * a.width * stride;
+            bit = c < x.channels() ? 1 : 0;
+        }
+    }
+};
+
+// The ring of stages in shared memory: a stage has rows of x and below them rows of weights, and two barriers, passed when it is full and when it
+// is empty.
+template <class T, int N, int STAGES> struct Ring {
+    static const int ROWS = PIPE_ROWS, STAGE = (ROWS + N) * DEPTH * sizeof(T), WEIGHTS = ROWS * DEPTH * sizeof(T);
+    const uint32_t memory;
+    int stage = 0;
+    uint32_t parity = 0; // of how often it went round
+
+    INLINE uint32_t here() const { return memory + stage * STAGE; }
+    INLINE uint32_t full(int stage) const { return memory + STAGES * STAGE + stage * 8; }
+    INLINE uint32_t empty(int stage) const { return full(stage + STAGES); }
+    INLINE void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    INLINE void wait_full() const { barrier_wait(full(stage), parity); }
+    INLINE void wait_empty() const { barrier_wait(empty(stage), parity ^ 1); }
+};
+
+// The stage where a group of warps finishes its rows.
+template <class T, int N> struct Finish {
+    static const int ROWS = 64, PITCH = N + 8; // an odd number of 16 bytes, so that eight rows lie in eight places
+    T *rows, *bias, *shift;
+    int first, last;            // of y
+    bool one_image;             // whether one shift serves them all
+    int columns;
+
+    INLINE Finish(const Product &a, const Piece &piece, int group, T *stage)
+        : rows(stage), bias(stage + ROWS * PITCH), shift(bias + N), first(piece.row + group * ROWS), last(smaller(first + ROWS, product_rows(a)) - 1),
+          columns(smaller(a.outputs - piece.column, N)) {
+        const int area = a.out_height * a.out_width;
+        one_image = first <= last && first / area == last / area;
+    }
+    // Whether rows pass through the stage in the result's dtype, by copies of 16 bytes.
+    INLINE static bool whole(const Product &a) { return a.splits == 1 && a.together && (!a.geglu || a.outputs % 16 == 0); }
+
+    // Brings what is added, by 128 threads.
+    INLINE void bring(const Product &a, const Piece &piece, int t, uint32_t full) {
+        const bool any = whole(a);
+        const bool residual = any && a.residual, biased = any && a.bias, shifted = any && a.shift && one_image;
+        const int bytes = columns * sizeof(T), count = last - first + 1;
+        if (t == 0) barrier_expect(full, bytes * ((residual && count > 0 ? count : 0) + biased + shifted));
+        if (residual && t < count) copy_bulk(shared_address(rows + t * PITCH), (const T *)a.residual + (int64_t)(first + t) * a.outputs + piece.column, bytes, full);
+        if (biased && t == ROWS) copy_bulk(shared_address(bias), (const T *)a.bias + piece.column, bytes, full);
+        if (shifted && t == ROWS + 32) {
+            const int image = first / (a.out_height * a.out_width);
+            copy_bulk(shared_address(shift), (const T *)a.shift + (int64_t)image * a.shift_stride + piece.column, bytes, full);
+        }
+    }
+};
+
+// Brings all that a block's pieces take, as the ring has room; where two groups of warps do, every other stage each. A thread copies one chunk of every
+// 16th row of x. An instruction here costs as much as six elsewhere: a lone warp waits for each.
+template <class T, int N, int STAGES, int BRING> INLINE void bring_stages(const Product &a, unsigned char *memory, int pieces, int group) {
+    const int t = threadIdx.x % 128, chunk = t % 8, line = t / 8, LINES = 16, EACH = PIPE_ROWS / LINES;
+    const int outputs = tiled_outputs(a);
+    using Mine = Rows<EACH, LINES>;
+    const bool as_it_is = Mine::as_it_is(a), twice = Mine::twice(a);
+    const uint32_t place = chunk_at(line, chunk) * sizeof(T);
+    Ring<T, N, STAGES> ring{shared_address(memory)};
+    int ahead = group; // how many stages come before this group's next
+    for (int i = 0; i < group; i++) ring.next();
+    for (int number = blockIdx.x; number < pieces; number += gridDim.x) {
+        const Piece piece(a, number, N);
+        Mine rows;
+        if (as_it_is || twice) rows.locate(a, piece.row + line);
+        Way<T> way(a, piece.begin, chunk, rows.pixel);
+        for (int i = 0; i < ahead; i++) way.advance(a, rows.pixel);
+        const int bytes = smaller(N, outputs - piece.column) * DEPTH * sizeof(T);
+        const T *weight = (const T *)a.weight + ((int64_t)(piece.begin + ahead) * outputs + piece.column) * DEPTH;
+        int depth = piece.begin + ahead;
+        for (; depth < piece.end; depth += BRING) {
+            ring.wait_empty();
+            if (t == 0) {
+                barrier_expect(ring.full(ring.stage), bytes);
+                copy_bulk(ring.here() + ring.WEIGHTS, weight, bytes, ring.full(ring.stage));
+            }
+            const uint32_t to = ring.here() + place;
+            if (as_it_is) {
+#pragma unroll
+                for (int i = 0; i < EACH; i++) copy_async(to + i * LINES * DEPTH * sizeof(T), way.at + (uint64_t)rows.after[i] * way.stride, rows.inside[i] & way.bit);
+            } else if (twice) {
+                const char *corner = (const char *)way.x.at(0, way.c) + (int64_t)rows.pixel * way.stride;
+#pragma unroll
+                for (int i = 0; i < EACH; i++) {
+                    const uint32_t pixels = rows.after[i] + rows.step(a, i, way.ky, way.kx);
+                    copy_async(to + i * LINES * DEPTH * sizeof(T), corner + (uint64_t)pixels * way.stride, rows.inside[i] & way.bit);
+                }
+            } else {
+#pragma unroll 1
+                for (int i = 0; i < EACH; i++) {
+                    const T *from = gathered(a, way.x, Corner(a, piece.row + line + i * LINES), Place(way.ky, way.kx, way.c));
+                    copy_async(to + i * LINES * DEPTH * sizeof(T), from ? from : way.x.first, from != nullptr);
+                }
+            }
+            copy_arrives(ring.full(ring.stage));
+            weight += (int64_t)BRING * outputs * DEPTH;
+#pragma unroll
+            for (int i = 0; i < BRING; i++) {
+                way.advance(a, rows.pixel);
+                ring.next();
+            }
+        }
+        for (; depth < piece.end + 2; depth += BRING) {
+            ring.wait_empty();
+            Finish<T, N>(a, piece, depth - piece.end, (T *)(memory + ring.stage * ring.STAGE)).bring(a, piece, t, ring.full(ring.stage));
+            copy_arrives(ring.full(ring.stage));
+            for (int i = 0; i < BRING; i++) ring.next();
+        }
+        ahead = depth - (piece.end + 2);
+    }
     copy_wait<0>();
+}
+
+template <class T, int N, int STAGES, int BRING> INLINE void product_pipe(const Product &a) {
+    SHARED_BYTES(memory);
+    const int t = threadIdx.x, number_of_warp = warp_of_block(), WARPS = 8;
+    const int pieces = ceiling(product_rows(a), PIPE_ROWS) * ceiling(a.outputs, N) * a.splits;
+    Ring<T, N, STAGES> ring{shared_address(memory)};
+    if (t == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            barrier_init(ring.full(i), 128 + 1); // who bring, and the one of them who says what more comes
+            barrier_init(ring.empty(i), WARPS);
+        }
+        barriers_ready();
+    }
     sync_block();
-    finish_strip<T, N>(a, (float *)memory + warp * 16 * (N + 8), first_row + warp * 16, first_column, sums);
+
+    if (number_of_warp < 4 * BRING) {
+        keep_registers<BRING == 1 ? 120 : 80>();
+        bring_stages<T, N, STAGES, BRING>(a, memory, pieces, number_of_warp / 4);
+        return;
+    }
+
+    take_registers<BRING == 1 ? 192 : 176>();
+    const int PITCH = Finish<T, N>::PITCH, warp = number_of_warp - 4 * BRING, group = warp / 4, lane = t % 32;
+    const bool whole = Finish<T, N>::whole(a);
+    int held = -1; // the stage from which rows are copied out
+    for (int number = blockIdx.x; number < pieces; number += gridDim.x) {
+        const Piece piece(a, number, N);
+        float sums[N / 8][4];
+        if (piece.begin == piece.end)
+#pragma unroll
+            for (int j = 0; j < N / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) sums[j][e] = 0;
+        int last = -1;
+        for (int depth = piece.begin; depth < piece.end; depth++, ring.next()) {
+            ring.wait_full();
+            const uint64_t left = group_matrix_at(ring.here() + group * 64 * DEPTH * sizeof(T)), right = group_matrix_at(ring.here() + ring.WEIGHTS);
+            group_begin();
+#pragma unroll
+            for (int step = 0; step < DEPTH / 16; step++) group_multiply_add<T, N>(sums, left + 2 * step, right + 2 * step, depth > piece.begin || step > 0);
+            group_commit();
+            if (held >= 0) {
+                if (lane < 16) bulk_wait_read();
+                sync_warp();
+                if (lane == 0) barrier_arrive(ring.empty(held));
+                held = -1;
+            }
+            group_wait<1>();
+            if (lane == 0 && last >= 0) barrier_arrive(ring.empty(last));
+            last = ring.stage;
+        }
+        group_wait<0>();
+        if (lane == 0 && last >= 0) barrier_arrive(ring.empty(last));
+
+        // The other group's stage is nothing to this one.
+        auto pass = [&]() {
+            ring.wait_full();
+            if (lane == 0) barrier_arrive(ring.empty(ring.stage));
+            ring.next();
+        };
+        if (group == 1) pass();
+        ring.wait_full();
+        const Finish<T, N> finish(a, piece, group, (T *)(memory + ring.stage * ring.STAGE));
+        T *own = finish.rows + warp % 4 * 16 * PITCH;
+        const int first = finish.first + warp % 4 * 16;
+        if (!whole) {
+            finish_halves<T, N>(a, piece.split, (float *)own, first, piece.column, sums);
+            sync_warp();
+            if (lane == 0) barrier_arrive(ring.empty(ring.stage));
+        } else {
+            const int mine = lane / 4, pair = lane % 4 * 2; // its rows, this and the eighth after it, and columns of each eight
+            if (a.shift && !finish.one_image) {
+#pragma unroll
+                for (int j = 0; j < N / 8; j++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++)
+                        if (first + mine + half * 8 <= finish.last && j * 8 < finish.columns) {
+                            const int image = (first + mine + half * 8) / (a.out_height * a.out_width);
+                            float two[2] = {sums[j][2 * half], sums[j][2 * half + 1]};
+                            add<T, 2>(two, (const T *)a.shift + (int64_t)image * a.shift_stride + piece.column + j * 8 + pair, 2, true);
+                            sums[j][2 * half] = two[0], sums[j][2 * half + 1] = two[1];
+                        }
+            }
+            const bool shifted = a.shift && finish.one_image;
+#pragma unroll
+            for (int j = 0; j < N / 8; j++) {
+                float added[2] = {};
+                if (a.bias) add<T, 2>(added, finish.bias + j * 8 + pair, 2, true);
+                if (shifted) add<T, 2>(added, finish.shift + j * 8 + pair, 2, true);
+#pragma unroll
+                for (int e = 0; e < 4; e++) sums[j][e] += added[e % 2];
+            }
+            if (a.geglu) {
+#pragma unroll
+                for (int j = 0; j < N / 8; j++) {
+                    // Neighbours change rows, so that each has two numbers of one.
+                    const bool odd = lane % 2;
+                    const float upper = sums[j][0] * gelu_16(sums[j][1]), lower = sums[j][2] * gelu_16(sums[j][3]), other = shuffle_xor(odd ? upper : lower, 1);
+                    *(uint32_t *)(own + (mine + (odd ? 8 : 0)) * PITCH + j * 4 + lane % 4 / 2 * 2) = odd ? pack<T>(other, lower) : pack<T>(upper, other);
+                }
+            } else {
+#pragma unroll
+                for (int j = 0; j < N / 8; j++)
+#pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        Vector<T, 2> *to = (Vector<T, 2> *)(own + (mine + half * 8) * PITCH + j * 8 + pair);
+                        float x = sums[j][2 * half], y = sums[j][2 * half + 1];
+                        if (a.residual) x += wide(to->at[0]), y += wide(to->at[1]);
+                        *(uint32_t *)to = pack<T>(x * a.scale, y * a.scale);
+                    }
+            }
+            group_sees_copies();
+            sync_warp();
+            const int halves = a.geglu ? 2 : 1;
+            if (lane < 16) {
+                T *to = (T *)a.y + (int64_t)(first + lane) * (a.outputs / halves) + piece.column / halves;
+                if (first + lane <= finish.last) copy_bulk_out(to, own + lane * PITCH, finish.columns / halves * sizeof(T));
+                bulk_commit();
+            }
+            held = ring.stage;
+        }
+        ring.next();
+        if (group == 0) pass();
+    }
+    if (lane < 16) bulk_wait_read();
 }
 #endif
 
 // ---- Plain arithmetic in f32: any dtype, any number of channels. A block makes 64 x 64 numbers, a thread 4 x 4 of them.
 
 const int PLAIN_THREADS = 256, PLAIN_TILE = 64, PLAIN_DEPTH = 16;
+
+// Where a weight lies in tiles.
+INLINE int64_t tiled(const Product &a, int n, const Place &place) {
+    const int64_t depth = (place.c / DEPTH * a.kernel + place.ky) * a.kernel + place.kx;
+    return (depth * tiled_outputs(a) + n / 8 * 8) * DEPTH + chunk_at(n % 8, place.c % DEPTH / 8) + place.c % 8;
+}
 
 template <class T> INLINE void product_plain(const Product &a) {
     SHARED_BYTES(memory);
@@ -366,7 +731,7 @@ template <class T> INLINE void product_plain(const Product &a) {
     const int my_row = t / 16 * 4, my_column = t % 16 * 4;
 
     int begin, end;
-    share(a, ceiling(k, PLAIN_DEPTH), begin, end);
+    share(a, ceiling(k, PLAIN_DEPTH), blockIdx.z, begin, end);
     Corner corners[EACH];
 #pragma unroll
     for (int i = 0; i < EACH; i++) corners[i] = Corner(a, first_row + line + i * LINES);
@@ -378,7 +743,7 @@ template <class T> INLINE void product_plain(const Product &a) {
             const T *from = gathered(a, x, corners[i], place);
             next_row[i] = from ? wide(*from) : 0.0f;
             const int n = first_column + line + i * LINES, at = tile * PLAIN_DEPTH + depth;
-            next_column[i] = n < a.outputs && at < k ? wide(((const T *)a.weight)[(int64_t)n * k + at]) : 0.0f;
+            next_column[i] = n < a.outputs && at < k ? wide(((const T *)a.weight)[a.tiled ? tiled(a, n, place) : (int64_t)n * k + at]) : 0.0f;
         }
         place.advance(a, channels, PLAIN_DEPTH);
     };
@@ -405,28 +770,26 @@ template <class T> INLINE void product_plain(const Product &a) {
         }
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) finish_or_keep<T, 4>(a, first_row + my_row + i, first_column + my_column, sums[i]);
+    for (int i = 0; i < 4; i++) finish_or_keep<T, 4>(a, blockIdx.z, first_row + my_row + i, first_column + my_column, sums[i]);
 }
 
 #define TILES(T)                                                                                    \
     KERNEL(product_##T##_128x128, Product, 256) { product_tensor<T, 128, 128, 64, 32>(args); }      \
     KERNEL(product_##T##_128x64, Product, 128) { product_tensor<T, 128, 64, 64, 32>(args); }        \
     KERNEL(product_##T##_64x64, Product, 128) { product_tensor<T, 64, 64, 32, 32>(args); }
-// Those of a pair are so small that two share a multiprocessor.
-#define GROUP_TILES(T)                                                                                     \
-    KERNEL(product_##T##_groups_128x128, Product, 256) { product_groups<T, 128, 128, 6>(args); }        \
-    KERNEL(product_##T##_groups_128x128_pair, Product, 256, 2) { product_groups<T, 128, 128, 3>(args); } \
-    KERNEL(product_##T##_groups_128x160, Product, 256) { product_groups<T, 128, 160, 5>(args); }        \
-    KERNEL(product_##T##_groups_128x160_pair, Product, 256, 2) { product_groups<T, 128, 160, 3>(args); } \
-    KERNEL(product_##T##_groups_128x256, Product, 256) { product_groups<T, 128, 256, 4>(args); }
+// A second group that brings is worth its registers; 256 columns leave none.
+#define PIPES(T)                                                                \
+    KERNEL(product_##T##_pipe_128, Product, 512) { product_pipe<T, 128, 7, 2>(args); } \
+    KERNEL(product_##T##_pipe_160, Product, 512) { product_pipe<T, 160, 6, 2>(args); } \
+    KERNEL(product_##T##_pipe_256, Product, 384) { product_pipe<T, 256, 4, 1>(args); }
 #define ANY_CHANNELS(T)                                                                             \
     KERNEL(product_##T##_plain, Product, PLAIN_THREADS) { product_plain<T>(args); }                 \
     KERNEL(product_##T##_sum, Product, SUM_THREADS) { product_sum<T>(args); }
 TILES(f16)
 TILES(bf16)
 #ifdef GROUPS
-GROUP_TILES(f16)
-GROUP_TILES(bf16)
+PIPES(f16)
+PIPES(bf16)
 #endif
 ANY_CHANNELS(f32)
 ANY_CHANNELS(f16)
