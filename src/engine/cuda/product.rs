@@ -303,27 +303,104 @@ pub fn work(
     Ok(Work { scratch, launches })
 }
 
-/// The weights of a layer, as the kernels read them.
-pub struct Weight {
-    tensor: Tensor,
-    outputs: usize,
-    kernel: usize,
-    channels: usize,
-    /// They lie in tiles, `(depths, outputs, 64)`: see `kernels/product.cu`.
-    tiled: bool,
+/// As `kernels/product.cu` has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tiling {
+    pub weight: u64,
+    pub tiles: u64,
+    pub outputs: i32,
+    pub channels: i32,
+    pub places: i32,
+    pub pairs: i32,
+}
+const _: () = assert!(size_of::<Tiling>() == 32);
+
+// SAFETY: as in product.cu, which asserts the same size.
+unsafe impl Args for Tiling {
+    fn place(&mut self, inputs: &[u64], result: u64, _scratch: u64) {
+        (self.weight, self.tiles) = (inputs[0], result);
+    }
 }
 
 /// Rows of a tile that are laid out together, and numbers that lie together in a row.
 const EIGHT: usize = 8;
 
+/// The kernel that lays a weight out in tiles; depths and rows of those.
+pub fn plan_tiling(dtype: DType, args: Tiling) -> Result<(Work<Tiling>, usize, usize)> {
+    let [outputs, channels, places] =
+        [args.outputs, args.channels, args.places].map(|n| n as usize);
+    let depths = channels.div_ceil(DEPTH) * places;
+    let rows = outputs.next_multiple_of(EIGHT);
+    let launch = Launch {
+        kernel: format!("tile_weight_{}", name(dtype)?),
+        grid: [blocks(depths * rows * DEPTH / EIGHT, 256)?, 1, 1],
+        threads: 256,
+        shared_bytes: 0,
+        args,
+    };
+    let work = Work {
+        scratch: 0,
+        launches: vec![launch],
+    };
+    Ok((work, depths, rows))
+}
+
+/// The weights of a layer, as the kernels read them.
+pub struct Weight {
+    /// `(depths, outputs, 64)` in tiles, else `(outputs, places, channels)`: see `kernels/product.cu`.
+    tensor: Tensor,
+    outputs: usize,
+    kernel: usize,
+    channels: usize,
+    tiled: bool,
+}
+
 impl Weight {
-    /// Of a convolution, `(outputs, kernel, kernel, channels)`.
+    /// Of a convolution, `(outputs, channels, kernel, kernel)`.
     pub fn of_convolution(weight: &Tensor) -> Result<Self> {
-        let (outputs, kernel, _, channels) = weight.dims4()?;
+        Self::new(weight, false)
+    }
+
+    /// Of a linear layer, `(outputs, inputs)`.
+    pub fn of_linear(weight: &Tensor) -> Result<Self> {
+        Self::new(&weight.unsqueeze(2)?.unsqueeze(3)?, false)
+    }
+
+    /// Of a linear layer for GEGLU, `(outputs, inputs)`, the gates behind what they open: on a card each stands beside its gate, so that the
+    /// thread that has one has the other.
+    pub fn of_gated(weight: &Tensor) -> Result<Self> {
+        Self::new(&weight.unsqueeze(2)?.unsqueeze(3)?, true)
+    }
+
+    /// The bias of such a layer.
+    pub fn bias_of_gated(bias: &Tensor) -> Result<Tensor> {
+        Tensor::stack(&bias.chunk(2, 0)?, 1)?.flatten(0, 1)
+    }
+
+    fn new(weight: &Tensor, pairs: bool) -> Result<Self> {
+        let (outputs, channels, kernel, _) = weight.dims4()?;
         let tiled = matches!(weight.dtype(), DType::F16 | DType::BF16) && channels % EIGHT == 0;
         let tensor = match tiled {
-            true => in_tiles(weight)?,
-            false => weight.contiguous()?,
+            true => {
+                let args = Tiling {
+                    outputs: int(outputs)?,
+                    channels: int(channels)?,
+                    places: int(kernel * kernel)?,
+                    pairs: pairs.into(),
+                    ..Tiling::default()
+                };
+                let (work, depths, rows) = plan_tiling(weight.dtype(), args)?;
+                let weight = weight.contiguous()?;
+                card::run(work, &[Some(&weight)], Shape::from((depths, rows, DEPTH)))?
+            }
+            false => {
+                let weight = weight.permute((0, 2, 3, 1))?;
+                match pairs {
+                    true => Self::bias_of_gated(&weight)?,
+                    false => weight.contiguous()?,
+                }
+            }
         };
         Ok(Self {
             tensor,
@@ -332,11 +409,6 @@ impl Weight {
             channels,
             tiled,
         })
-    }
-
-    /// Of a linear layer, `(outputs, inputs)`.
-    pub fn of_linear(weight: &Tensor) -> Result<Self> {
-        Self::of_convolution(&weight.unsqueeze(1)?.unsqueeze(1)?)
     }
 
     /// Those of several layers of the same inputs, beside each other, or `None` where they would not lie as one's.
@@ -360,36 +432,6 @@ impl Weight {
             tiled: first.tiled,
         }))
     }
-}
-
-/// `(outputs, kernel, kernel, channels)` as `(depths, outputs, 64)`.
-fn in_tiles(weight: &Tensor) -> Result<Tensor> {
-    let (outputs, kernel, _, channels) = weight.dims4()?;
-    let (wide, high) = (
-        channels.next_multiple_of(DEPTH),
-        outputs.next_multiple_of(EIGHT),
-    );
-    let taps = kernel * kernel;
-    let weight = weight
-        .pad_with_zeros(0, 0, high - outputs)?
-        .pad_with_zeros(3, 0, wide - channels)?;
-    let chunks = weight
-        .reshape((high, taps, wide / DEPTH, DEPTH))?
-        .permute((2, 1, 0, 3))?
-        .reshape((
-            wide / DEPTH * taps * high / EIGHT,
-            EIGHT * DEPTH / EIGHT,
-            EIGHT,
-        ))?;
-    // `chunk_at` of kernels/gpu.cuh, for the chunks of eight rows.
-    let per_row = (DEPTH / EIGHT) as u32;
-    let order: Vec<u32> = (0..EIGHT as u32)
-        .flat_map(|row| (0..per_row).map(move |at| row * per_row + (at ^ row)))
-        .collect();
-    let order = Tensor::new(order, weight.device())?;
-    chunks
-        .index_select(&order, 1)?
-        .reshape((wide / DEPTH * taps, high, DEPTH))
 }
 
 /// What is done before and after the sum.

@@ -84,7 +84,7 @@ impl Conv2d {
             }
             Family::Card => Self::Card {
                 shape,
-                weight: product::Weight::of_convolution(&weight.permute((0, 2, 3, 1))?)?,
+                weight: product::Weight::of_convolution(&weight)?,
                 bias: whole()?,
             },
             Family::Candle => Self::Candle {

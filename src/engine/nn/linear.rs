@@ -21,21 +21,14 @@ pub enum Linear {
 impl Linear {
     /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`.
     pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::load_with(vb, inputs, outputs, true, |x| Ok(x.clone()))
+        Self::load_with(vb, inputs, outputs, true)
     }
 
     pub fn load_no_bias(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        Self::load_with(vb, inputs, outputs, false, |x| Ok(x.clone()))
+        Self::load_with(vb, inputs, outputs, false)
     }
 
-    /// On a card `order` gives the rows of weight and bias in another order.
-    fn load_with(
-        vb: VarBuilder,
-        inputs: usize,
-        outputs: usize,
-        bias: bool,
-        order: impl Fn(&Tensor) -> Result<Tensor>,
-    ) -> Result<Self> {
+    fn load_with(vb: VarBuilder, inputs: usize, outputs: usize, bias: bool) -> Result<Self> {
         let weight = vb.get((outputs, inputs), "weight")?;
         let whole = || bias.then(|| vb.get(outputs, "bias")).transpose();
         Ok(match Family::of_weights(&vb) {
@@ -46,8 +39,8 @@ impl Linear {
                 Self::Packed(PackedLinear::pack(weight, outputs, inputs, bias.as_deref()))
             }
             Family::Card => Self::Card {
-                weight: Weight::of_linear(&order(&weight)?)?,
-                bias: whole()?.as_ref().map(order).transpose()?,
+                weight: Weight::of_linear(&weight)?,
+                bias: whole()?,
             },
             Family::Candle => Self::Candle {
                 weight,
@@ -133,10 +126,13 @@ pub struct Geglu(Linear);
 impl Geglu {
     /// Loads `weight` `(outputs, inputs)` and `bias` `(outputs)`. `outputs` is even.
     pub fn load(vb: VarBuilder, inputs: usize, outputs: usize) -> Result<Self> {
-        // On a card a_i and g_i are neighbours, so that the thread that has one has the other.
-        let interleaved =
-            |x: &Tensor| -> Result<Tensor> { Tensor::stack(&x.chunk(2, 0)?, 1)?.flatten(0, 1) };
-        let linear = Linear::load_with(vb, inputs, outputs, true, interleaved)?;
+        let linear = match Family::of_weights(&vb) {
+            Family::Card => Linear::Card {
+                weight: Weight::of_gated(&vb.get((outputs, inputs), "weight")?)?,
+                bias: Some(Weight::bias_of_gated(&vb.get(outputs, "bias")?)?),
+            },
+            Family::Cpu | Family::Candle => Linear::load(vb, inputs, outputs)?,
+        };
         Ok(Self(linear))
     }
 

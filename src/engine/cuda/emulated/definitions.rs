@@ -64,6 +64,44 @@ fn in_tiles(weight: &[f32], outputs: usize, places: usize, channels: usize) -> V
 
 #[test]
 #[ignore = "needs a C++ compiler"]
+fn a_weight_in_tiles_is_its_definition() {
+    for dtype in [DType::F16, DType::BF16] {
+        for (outputs, places, channels, pairs) in [
+            (5, 1, 8, false),
+            (8, 9, 64, false),
+            (21, 9, 72, false),
+            (12, 1, 136, true),
+        ] {
+            let weight = values(dtype, 30, outputs * channels * places);
+            let ordered: Vec<f32> = (0..weight.len())
+                .map(|i| {
+                    let (output, place, channel) =
+                        (i / channels / places, i / channels % places, i % channels);
+                    let row = match pairs {
+                        true => output % 2 * (outputs / 2) + output / 2,
+                        false => output,
+                    };
+                    weight[(row * channels + channel) * places + place]
+                })
+                .collect();
+            let want = in_tiles(&ordered, outputs, places, channels);
+            let args = product::Tiling {
+                outputs: outputs as i32,
+                channels: channels as i32,
+                places: places as i32,
+                pairs: pairs.into(),
+                ..Default::default()
+            };
+            let (work, depths, rows) = product::plan_tiling(dtype, args).unwrap();
+            assert_eq!(depths * rows * 64, want.len());
+            let got = run(work, dtype, &[Some(&weight)], want.len());
+            assert_eq!(got, want, "{outputs} x {places} x {channels}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a C++ compiler"]
 fn group_norms_are_their_definition() {
     for dtype in DTYPES {
         for (b, pixels, parts, groups, silu) in [

@@ -242,6 +242,31 @@ template <class T, int M, int N, int THREADS> struct Loader {
     }
 };
 
+// A weight as checkpoints have it, (outputs, channels, places), to tiles.
+struct Tiling {
+    const void *weight;
+    void *tiles;
+    int outputs, channels, places;
+    int pairs; // row 2i of the tiles is row i, and row 2i + 1 is row i + outputs / 2
+};
+static_assert(sizeof(Tiling) == 32, "as the host has it");
+
+const int TILING_THREADS = 256;
+
+// A thread for each chunk.
+template <class T> INLINE void tile_weight(const Tiling &a) {
+    const int high = ceiling(a.outputs, 8) * 8, blocks = ceiling(a.channels, DEPTH);
+    const unsigned i = blockIdx.x * TILING_THREADS + threadIdx.x, row = i / 8;
+    if (row >= (unsigned)(blocks * a.places * high)) return;
+    const int n = row % high, place = row / high % a.places, first = row / high / a.places * DEPTH + (i % 8 ^ n % 8) * 8;
+    const int from = a.pairs ? n % 2 * (a.outputs / 2) + n / 2 : n;
+    Vector<T, 8> chunk;
+#pragma unroll
+    for (int j = 0; j < 8; j++)
+        chunk.at[j] = n < a.outputs && first + j < a.channels ? ((const T *)a.weight)[((int64_t)from * a.channels + first + j) * a.places + place] : narrow<T>(0);
+    ((Vector<T, 8> *)a.tiles)[i] = chunk;
+}
+
 // Finishes 16 x N numbers of a warp, held as the tensor cores leave them, by way of 16 (N + 8) numbers of shared memory of its own: what is
 // read and written is then 16 bytes at once.
 template <class T, int N> INLINE void finish_strip(const Product &a, int split, float *own, int row, int column, const float (&sums)[N / 8][4]) {
@@ -776,7 +801,8 @@ template <class T> INLINE void product_plain(const Product &a) {
 #define TILES(T)                                                                                    \
     KERNEL(product_##T##_128x128, Product, 256) { product_tensor<T, 128, 128, 64, 32>(args); }      \
     KERNEL(product_##T##_128x64, Product, 128) { product_tensor<T, 128, 64, 64, 32>(args); }        \
-    KERNEL(product_##T##_64x64, Product, 128) { product_tensor<T, 64, 64, 32, 32>(args); }
+    KERNEL(product_##T##_64x64, Product, 128) { product_tensor<T, 64, 64, 32, 32>(args); }         \
+    KERNEL(tile_weight_##T, Tiling, TILING_THREADS) { tile_weight<T>(args); }
 // A second group that brings is worth its registers; 256 columns leave none.
 #define PIPES(T)                                                                \
     KERNEL(product_##T##_pipe_128, Product, 512) { product_pipe<T, 128, 7, 2>(args); } \
