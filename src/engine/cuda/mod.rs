@@ -1,6 +1,6 @@
 //! The layers on an NVIDIA card: kernels of our own, in CUDA C++, for maps with their channels last.
 //!
-//! - [`product`]: convolutions and linear layers, with everything that follows the sum in the same kernel
+//! - [`product`]: convolutions and linear layers, with everything that follows the sum in the same kernel; [`weight`]: how their weights lie
 //! - [`attention`]: softmax(Q K^T) V without the scores in memory
 //! - [`norm`]: group norm with SiLU, layer norm
 //! - [`activation`]: the other functions of every element
@@ -40,6 +40,7 @@ pub mod norm;
 #[cfg(feature = "cuda")]
 pub mod open;
 pub mod product;
+pub mod weight;
 
 use candle_core::{DType, Result, Tensor};
 pub use card::serves;

@@ -1,6 +1,6 @@
 //! Two-dimensional convolution on maps.
 use super::{Family, Map, small, values, write_f32};
-use crate::engine::cuda::product;
+use crate::engine::cuda::{product, weight::Weight};
 use crate::engine::kernels::{self, Epilogue, PackedConv2d};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -46,7 +46,7 @@ pub enum Conv2d {
     Packed(PackedConv2d),
     Card {
         shape: ConvShape,
-        weight: product::Weight,
+        weight: Weight,
         bias: Option<Tensor>,
     },
     Candle {
@@ -84,7 +84,7 @@ impl Conv2d {
             }
             Family::Card => Self::Card {
                 shape,
-                weight: product::Weight::of_convolution(&weight)?,
+                weight: Weight::of_convolution(&weight)?,
                 bias: whole()?,
             },
             Family::Candle => Self::Candle {
@@ -204,7 +204,7 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
 
 fn run_card(
     shape: &ConvShape,
-    (weight, bias): (&product::Weight, Option<&Tensor>),
+    (weight, bias): (&Weight, Option<&Tensor>),
     x: &Map,
     extras: Extras,
 ) -> Result<Map> {

@@ -1,6 +1,6 @@
 //! The affine map of a row.
 use super::{Activation, Family, small, values, write_f32};
-use crate::engine::cuda::product::{self, Weight};
+use crate::engine::cuda::{product, weight::Weight};
 use crate::engine::kernels::{Epilogue, PackedLinear};
 use candle_core::{D, Result, Shape, Tensor};
 use candle_nn::VarBuilder;

@@ -1,7 +1,7 @@
 //! Every kernel against its definition in `engine::kernels`, in every dtype, on awkward sizes.
 use super::{Buffer, DTYPES, assert_close, card, mapped, values};
 use crate::engine::cuda::activation::{self, Function};
-use crate::engine::cuda::{Args, Card, Work, attention, norm, product};
+use crate::engine::cuda::{Args, Card, Work, attention, norm, product, weight};
 use crate::engine::kernels as cpu;
 use candle_core::DType;
 
@@ -49,7 +49,7 @@ fn split(x: &[f32], parts: [usize; 2]) -> [Vec<f32>; 2] {
     ]
 }
 
-/// `(outputs, places, channels)` as product.cu has it in tiles: where each number lies, one after another.
+/// `(outputs, places, channels)` as product.cuh has it in tiles: where each number lies, one after another.
 fn in_tiles(weight: &[f32], outputs: usize, places: usize, channels: usize) -> Vec<f32> {
     let (blocks, high) = (channels.div_ceil(64), outputs.div_ceil(8) * 8);
     let mut tiles = vec![0.0; blocks * places * high * 64];
@@ -72,8 +72,8 @@ fn a_weight_in_tiles_is_its_definition() {
             (21, 9, 72, false),
             (12, 1, 136, true),
         ] {
-            let weight = values(dtype, 30, outputs * channels * places);
-            let ordered: Vec<f32> = (0..weight.len())
+            let numbers = values(dtype, 30, outputs * channels * places);
+            let ordered: Vec<f32> = (0..numbers.len())
                 .map(|i| {
                     let (output, place, channel) =
                         (i / channels / places, i / channels % places, i % channels);
@@ -81,20 +81,20 @@ fn a_weight_in_tiles_is_its_definition() {
                         true => output % 2 * (outputs / 2) + output / 2,
                         false => output,
                     };
-                    weight[(row * channels + channel) * places + place]
+                    numbers[(row * channels + channel) * places + place]
                 })
                 .collect();
             let want = in_tiles(&ordered, outputs, places, channels);
-            let args = product::Tiling {
+            let args = weight::Tiling {
                 outputs: outputs as i32,
                 channels: channels as i32,
                 places: places as i32,
                 pairs: pairs.into(),
                 ..Default::default()
             };
-            let (work, depths, rows) = product::plan_tiling(dtype, args).unwrap();
+            let (work, depths, rows) = weight::plan_tiling(dtype, args).unwrap();
             assert_eq!(depths * rows * 64, want.len());
-            let got = run(work, dtype, &[Some(&weight)], want.len());
+            let got = run(work, dtype, &[Some(&numbers)], want.len());
             assert_eq!(got, want, "{outputs} x {places} x {channels}");
         }
     }

@@ -3,3 +3,5 @@
 #include "attention.cu"
 #include "norm.cu"
 #include "product.cu"
+#include "product_pipe.cu"
+#include "tile_weight.cu"
