@@ -33,11 +33,15 @@ def memory():
     row("a bare context", gigabytes(bare))
     # As someone types it: what is not needed again is let go.
     before = watched.used()
-    picture = arguments(model, 1, "--steps", STEPS, "--seed", 1, "--quiet", "--output", WORK / "memory.png", "a cat")
-    with subprocess.Popen(picture, stdout=subprocess.DEVNULL) as process, Peak(watched, process) as peak:
+    picture = arguments(model, 1, "--steps", STEPS, "--seed", 1, "-vv", "--output", WORK / "memory.png", "a cat")
+    said = WORK / "memory.said"
+    with open(said, "w") as log, subprocess.Popen(picture, stdout=subprocess.DEVNULL, stderr=log) as process, Peak(watched, process) as peak:
         code = process.wait()
     if code:
-        end([f"the program ended with {code}"])
+        end([f"the program ended with {code}: {said.read_text()[-300:]}"])
+    for line in said.read_text().splitlines():
+        if "the card's memory: " in line:
+            row("of it, while the UNet runs", line.split("memory: ")[1])
     beyond = peak.most - before - bare
     row(f"one picture at {SIDE}x{SIDE}: the most beyond a bare context", gigabytes(beyond), gigabytes(MEMORY))
     if beyond > MEMORY:

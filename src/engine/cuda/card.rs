@@ -3,7 +3,7 @@ use super::{Args, Card, Work};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaFunction, CudaGraph, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr,
-    LaunchConfig, PushKernelArg, sys,
+    LaunchConfig, PushKernelArg, result, sys,
 };
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::{CudaDType, CudaDevice, WrapErr};
@@ -222,7 +222,40 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     // Now, and not at the first start, it takes the memory of what it allocates ("Graph Memory Nodes" of the CUDA programming guide).
     graph.upload().w()?;
     stream.synchronize().w()?;
+    if tracing::enabled!(tracing::Level::DEBUG) {
+        tracing::debug!("the card's memory: {}", memory(device)?);
+    }
     Ok(Recording(graph))
+}
+
+/// What is taken of the card's memory, and by whom.
+fn memory(device: &CudaDevice) -> Result<String> {
+    use sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT as RECORDED;
+    use sys::CUmemPool_attribute::{
+        CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
+    };
+    let stream = device.cuda_stream();
+    let card = stream.context().cu_device();
+    let (mut used, mut reserved, mut recorded) = (0u64, 0u64, 0u64);
+    // SAFETY: the card is open, and each of these attributes is one u64.
+    unsafe {
+        let pool = result::device::get_default_mem_pool(card).w()?;
+        result::mem_pool::get_attribute(pool, USED, (&raw mut used).cast()).w()?;
+        result::mem_pool::get_attribute(pool, RESERVED, (&raw mut reserved).cast()).w()?;
+        sys::cuDeviceGetGraphMemAttribute(card, RECORDED, (&raw mut recorded).cast())
+            .result()
+            .w()?;
+    }
+    let (free, total) = stream.context().mem_get_info().w()?;
+    let gigabytes = |bytes: u64| format!("{:.3} GB", bytes as f64 / 1e9);
+    Ok(format!(
+        "{} in use and {} held for it, {} of recordings, {} of {} free",
+        gigabytes(used),
+        gigabytes(reserved),
+        gigabytes(recorded),
+        gigabytes(free as u64),
+        gigabytes(total as u64)
+    ))
 }
 
 /// Gives back what the card keeps for recordings that are gone.

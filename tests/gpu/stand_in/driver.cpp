@@ -284,6 +284,10 @@ int cuCtxSetCurrent(void *) { return SUCCESS; }
 int cuGetErrorName(int, const char **text) { *text = "an error of the stand-in"; return SUCCESS; }
 int cuGetErrorString(int, const char **text) { *text = "see above"; return SUCCESS; }
 
+int cuDeviceGetDefaultMemPool(void **handle, int) { HANDLE(1); }
+int cuMemPoolGetAttribute(void *, int, uint64_t *value) { return *value = given_bytes, SUCCESS; }
+int cuDeviceGetGraphMemAttribute(int, int, uint64_t *value) { return *value = kept_bytes, SUCCESS; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = 0, *total = 0, SUCCESS; }
 int cuDeviceGraphMemTrim(int) { kept_bytes = recorded_bytes; return SUCCESS; }
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
