@@ -65,6 +65,20 @@ impl Folder {
             .env("HF_HOME", self.path().join(".hub"))
             .env("HF_ENDPOINT", "http://127.0.0.1:9")
             .env_remove("HF_HUB_CACHE");
+        // A shell that puts the tests in the background has them ignore Ctrl-C, and so would the program.
+        #[cfg(unix)]
+        {
+            use std::os::unix::process::CommandExt;
+            let heed = || {
+                for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+                    // SAFETY: it may be called between fork and exec.
+                    unsafe { libc::signal(signal, libc::SIG_DFL) };
+                }
+                Ok(())
+            };
+            // SAFETY: nothing else is done there.
+            unsafe { command.pre_exec(heed) };
+        }
         command
     }
 
