@@ -202,8 +202,8 @@ impl Names {
             ),
             // It is made when a file is written, so that a run that comes to nothing leaves nothing.
             Err(err) if self.parents && err.kind() == ErrorKind::NotFound => {
-                let made_in = folder.ancestors().map(output::folder_of);
-                if let Some(made_in) = made_in.into_iter().find(|folder| folder.exists()) {
+                let mut above = folder.ancestors().map(output::folder_of);
+                if let Some(made_in) = above.find(|folder| folder.exists()) {
                     output::check_folder(made_in).with_context(|| {
                         format!("the folder {} cannot be made", folder.display())
                     })?;

@@ -426,6 +426,7 @@ fn convolutions_are_their_definition() {
             Case::same(2, (3, 3), [5, 2], 7, 3),
             Case::same(1, (1, 1), [64, 0], 3, 3),
             Case::same(1, (6, 6), [32, 0], 70, 5),
+            Case::same(1, (5, 6), [16, 8], 24, 7),
             Case::same(1, (13, 11), [72, 64], 168, 3),
             Case {
                 stride: 2,
