@@ -33,7 +33,6 @@ pub struct Product {
     pub geglu: i32,
     pub together: i32,
     pub tiled: i32,
-    pub unused: i32,
 }
 const _: () = assert!(size_of::<Product>() == 144);
 

@@ -69,11 +69,14 @@ void hold(size_t &bytes, long more) {
     most_bytes = std::max(most_bytes, given_bytes + kept_bytes);
 }
 
-// Whether so many bytes more are too many.
-bool full(size_t bytes) {
-    const char *memory = getenv("STAND_IN_MEMORY");
-    return memory && given_bytes + bytes > (size_t)atoll(memory);
+// Whether so many bytes are more than a variable of the environment allows.
+bool beyond(const char *variable, size_t bytes) {
+    const char *most = getenv(variable);
+    return most && bytes > (size_t)atoll(most);
 }
+
+// Whether so many bytes more are too many.
+bool full(size_t bytes) { return beyond("STAND_IN_MEMORY", given_bytes + bytes); }
 
 // Whether the recording has failed.
 bool failed() {
@@ -369,8 +372,7 @@ int cuGraphInstantiateWithFlags(void **handle, void *graph, unsigned long long) 
 // The memory of a recording is taken by its upload, or by its first start.
 int cuGraphUpload(void *handle, void *) {
     Graph &graph = *(Graph *)handle;
-    const char *recorded = getenv("STAND_IN_RECORDED");
-    if (!graph.there && (full(graph.most) || (recorded && graph.most > (size_t)atoll(recorded)))) return OUT_OF_MEMORY;
+    if (!graph.there && (full(graph.most) || beyond("STAND_IN_RECORDED", graph.most))) return OUT_OF_MEMORY;
     graph.there = true;
     return SUCCESS;
 }

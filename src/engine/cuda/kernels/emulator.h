@@ -296,6 +296,7 @@ inline void settle(Barrier &barrier) {
     barrier.phase++;
     moves++;
 }
+// All that is on its way.
 inline void land(Barrier &barrier) {
     // All of them are seen by groups of warps at once.
     for (const std::vector<Copy> *copies : {&barrier.copies, &barrier.bulk})
@@ -307,6 +308,12 @@ inline void land(Barrier &barrier) {
     barrier.missing -= barrier.arrivals;
     moves += barrier.arrivals;
     barrier.copies.clear(), barrier.bulk.clear(), barrier.arrivals = 0;
+    settle(barrier);
+}
+// Something more is.
+inline void asked(Barrier &barrier) {
+    moves++;
+    if (early) land(barrier);
 }
 
 } // namespace emulator
@@ -335,7 +342,6 @@ inline void barrier_wait(uint32_t place, uint32_t parity) {
     while (barrier.phase % 2 == parity) {
         // The latest moment for what is on its way.
         emulator::land(barrier);
-        emulator::settle(barrier);
         if (barrier.phase % 2 == parity) emulator::yield();
     }
 }
@@ -345,18 +351,12 @@ inline void copy_arrives(uint32_t place) {
     barrier.copies.insert(barrier.copies.end(), open.begin(), open.end());
     barrier.arrivals++;
     open.clear();
-    emulator::moves++;
-    if (!emulator::early) return;
-    emulator::land(barrier);
-    emulator::settle(barrier);
+    emulator::asked(barrier);
 }
 inline void copy_bulk(uint32_t to, const void *from, int bytes, uint32_t place) {
     emulator::Barrier &barrier = emulator::barriers[place];
     barrier.bulk.push_back({emulator::shared + to, from, (size_t)bytes});
-    emulator::moves++;
-    if (!emulator::early) return;
-    emulator::land(barrier);
-    emulator::settle(barrier);
+    emulator::asked(barrier);
 }
 inline void copy_bulk_out(void *to, const void *from, int bytes) {
     const emulator::Copy copy = {to, from, (size_t)bytes};

@@ -15,14 +15,11 @@
 // The address of shared memory as instructions want it.
 INLINE uint32_t shared_address(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
-// 16 bytes from global to shared memory, in the background; zeros where `there` is false, and then nothing is read.
-INLINE void copy_async(void *shared, const void *global, bool there) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(shared)), "l"(global), "r"(there ? 16 : 0));
-}
-// The same, to an address of shared memory.
+// 16 bytes from global memory to an address of shared memory, in the background; zeros where `there` is false, and then nothing is read.
 INLINE void copy_async(uint32_t shared, const void *global, bool there) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared), "l"(global), "r"(there ? 16 : 0));
 }
+INLINE void copy_async(void *shared, const void *global, bool there) { copy_async(shared_address(shared), global, there); }
 // Closes a group of copies.
 INLINE void copy_commit() { asm volatile("cp.async.commit_group;\n"); }
 // Waits until at most the N newest groups of this thread are still on their way.

@@ -34,7 +34,6 @@ struct Product {
     int geglu;
     int together; // eight columns of bias, shift, residual, y and parts may be read or written 16 bytes at once
     int tiled;    // the weights lie in tiles
-    int unused;
 };
 static_assert(sizeof(Product) == 144, "as the host has it");
 

@@ -210,8 +210,8 @@ template <class T, int N, int STAGES, int BRING> INLINE void bring_stages(const 
         Way<T> way(a, piece.begin, chunk, rows.pixel);
         for (int i = 0; i < ahead; i++) way.advance(a, rows.pixel);
         const int bytes = smaller(N, outputs - piece.column) * DEPTH * sizeof(T);
-        const T *weight = (const T *)a.weight + ((int64_t)(piece.begin + ahead) * outputs + piece.column) * DEPTH;
         int depth = piece.begin + ahead;
+        const T *weight = (const T *)a.weight + ((int64_t)depth * outputs + piece.column) * DEPTH;
         for (; depth < piece.end; depth += BRING) {
             ring.wait_empty();
             if (t == 0) {
