@@ -15,6 +15,7 @@ try:
     import torch
     from diffusers import StableDiffusionPipeline
     from PIL import Image
+    from torch._inductor.async_compile import AsyncCompile
 except ImportError as missing:
     not_run(f"{missing}")
 
@@ -46,6 +47,8 @@ class Peer:
         self.pipe = StableDiffusionPipeline.from_pretrained(model, dtype=TORCH_DTYPE, safety_checker=None).to(DEVICE)
         self.pipe.set_progress_bar_config(disable=True)
         if compiled:
+            # The search for kernels compiles candidates in processes of its own only once these stand, and else beside what it times.
+            AsyncCompile.wait_pool_ready()
             # Every size of batch is compiled by itself.
             how = dict(backend="eager") if CPU else dict(mode=MODE)
             for network in (self.pipe.unet, self.pipe.vae):
