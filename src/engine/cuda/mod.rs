@@ -7,7 +7,8 @@
 //! - `card`: the one file that talks to the driver: it loads the kernels and starts them on tensors. Tests have a card that is none,
 //!   `emulated_card`, which runs the kernels' own source on a processor
 //! - [`graph`]: a call of a network, recorded once and then started as a whole
-//! - `open`: whether a card can be used, and what is missing; `libraries`: NVIDIA's, opened when a card is asked for and not before
+//! - `open`: whether a card can be used, and what is missing; `libraries`: the driver's, opened when a card is asked for and not before,
+//!   and none of NVIDIA's others
 //! - `kernels/`: their source, which `build.rs` compiles
 //!
 //! Each layer is planned as plain numbers, [`Work`], from the sizes and the dtype alone: which kernels, on how many blocks. Only `card`

@@ -1,7 +1,6 @@
 //! Whether a card can be used, asked step by step, so that what is missing is said by name:
 //!
-//! the driver's library, the driver, the card, its compute capability, the driver's version, the toolkit's libraries, and last one
-//! number computed there.
+//! the driver's library, the driver, the card, its compute capability, the driver's version, and last one number computed there.
 //!
 //! cudarc asks for the driver's answers as Rust enums and takes them for granted in places; the questions here are its C interface's,
 //! where an answer is a number.
@@ -15,10 +14,9 @@ use std::fmt;
 pub fn open(number: usize) -> Result<Device> {
     let build = Build::of(kernels::FILL.ptx())
         .ok_or_else(|| anyhow!("this build's kernels say no version; use --device cpu"))?;
-    libraries::open_driver()?;
+    open_driver()?;
     let card = Card::find(number)?;
     card.runs(build)?;
-    libraries::open_toolkit(build.cuda().0)?;
     let device = Device::new_cuda(number).context("cannot be used; use --device cpu")?;
     first_number(&device).context("cannot compute; use --device cpu")?;
     card::card(&device).context("does not take the kernels of this build; use --device cpu")?;
@@ -248,47 +246,19 @@ fn error_name(error: c_int) -> String {
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 ))]
-mod libraries {
-    use super::super::libraries::Library;
-    use anyhow::{Result, anyhow};
-
-    pub fn open_driver() -> Result<()> {
-        Library::Driver.open(0).map_err(|reason| {
-            anyhow!("there is no NVIDIA driver ({reason}); install it, or use --device cpu")
-        })
-    }
-
-    /// The libraries of CUDA `major` that candle uses.
-    pub fn open_toolkit(major: u32) -> Result<()> {
-        for library in Library::NEEDED {
-            library.open(major).map_err(|reason| {
-                anyhow!(
-                    "{} for CUDA {major} is missing ({reason}); install it, set LD_LIBRARY_PATH to the folder with {}, or use \
-                     --device cpu",
-                    library.title(),
-                    library.file(major)
-                )
-            })?;
-        }
-        Ok(())
-    }
+fn open_driver() -> Result<()> {
+    super::libraries::open_driver().map_err(|reason| {
+        anyhow!("there is no NVIDIA driver ({reason}); install it, or use --device cpu")
+    })
 }
 
-/// Elsewhere the system's loader has opened them before `main`.
+/// Elsewhere the system's loader has opened it before `main`.
 #[cfg(not(all(
     target_os = "linux",
     any(target_arch = "x86_64", target_arch = "aarch64")
 )))]
-mod libraries {
-    use anyhow::Result;
-
-    pub fn open_driver() -> Result<()> {
-        Ok(())
-    }
-
-    pub fn open_toolkit(_: u32) -> Result<()> {
-        Ok(())
-    }
+fn open_driver() -> Result<()> {
+    Ok(())
 }
 
 #[cfg(test)]
