@@ -208,6 +208,8 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     let device = device_of(device)?;
     let stream = device.cuda_stream();
     let _kept = device.enable_cuda_graph_htod_cache();
+    // At a wait the driver's pool lets go of what nobody has: so what the call under `warm` had is not held beside the recording's own.
+    stream.synchronize().w()?;
     stream.begin_capture(ONLY_THIS_THREAD).w()?;
     let done = f();
     // What is freed in a recording that has failed leaves an error with cudarc, at which it would refuse all that follows.
