@@ -16,8 +16,7 @@
 //! - A jump keeps every argument where it is, so no signature is repeated here.
 //! - A function that this machine's driver lacks goes on returning the error.
 //! - Products and random numbers on a card are this program's own. candle makes a handle of cuBLAS and of cuRAND for each device and
-//!   uses them for operations that no network here has: the handles stand for nothing, and such an operation ends with an error. The
-//!   libraries themselves would be read from the disk (half a gigabyte and more) and take memory of the card.
+//!   uses them for operations that no network here has: the handles stand for nothing, and such an operation ends with an error.
 //! - The names are in libraries.s. A function that is not among them is linked as ever: the program works, but needs the library
 //!   to start. A test sees that (`tests/cli/cuda.rs`).
 //! - The symbols are weak, so that a definition linked elsewhere goes first, and hidden, so that libraries that the driver opens do not
