@@ -50,6 +50,30 @@ fn torchs_files_load_in_both_formats_whatever_their_strides() {
     }
 }
 
+#[test]
+fn what_a_training_writes_beside_the_weights_is_left_aside() {
+    let (_folder, checkpoint) = of_bin(&bin("training.bin"));
+    let weights = open(&checkpoint, NO_IDS).unwrap();
+    let vb = weights.var_builder(DType::F32, &Device::Cpu);
+    let w = vb.get(2, "w").unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(w, [1., 1.]);
+    weights.finish().unwrap();
+
+    // Settings of omegaconf, made and filled; a Lightning callback.
+    let pickle = [
+        b"\x80\x02}(X\x01\0\0\0hcomegaconf.dictconfig\nDictConfig\n)\x81}X\x01\0\0\0sccollections\nOrderedDict\n)Rsb".to_vec(),
+        b"X\x01\0\0\0c}cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\nK\x01s".to_vec(),
+        pickle_of(2, 0, 2, 1)[3..].strip_suffix(b"s.").unwrap().to_vec(),
+        b"u.".to_vec(),
+    ]
+    .concat();
+    let (_folder, checkpoint) = of_bin(&archive(&pickle, &[0; 8]));
+    assert_eq!(
+        open(&checkpoint, NO_IDS).unwrap().shape("w"),
+        Some(&[2][..])
+    );
+}
+
 /// `torch.save`'s zip archive around a pickle.
 fn archive(pickle: &[u8], storage: &[u8]) -> Vec<u8> {
     use std::io::Write;
@@ -121,6 +145,10 @@ fn pickles_that_run_code_or_lie_are_refused() {
             "does not lie inside its storage",
         ),
         (archive(b"\x80\x02K\x01.", b""), "no dictionary of tensors"),
+        (
+            archive(b"\x80\x02}X\x01\0\0\0wK\x01s.", b""),
+            "no dictionary of tensors",
+        ),
         (archive(b"\x80\x02}K\x01", b""), "ends too early"),
         (archive(b"\x80\x02X\xff\xff\xff\xff", b""), "ends too early"),
         (archive(b"\x80\x02t.", b""), "a mark is missing"),

@@ -105,6 +105,7 @@ const INSTRUCTIONS: &[&[u8]] = &[
     b"ctorch\nLongStorage\n",
     b"ctorch.storage\nHalfStorage\n",
     b"cpytorch_lightning.callbacks\nX\n",
+    b"cnumpy\ndtype\n",
     b"cos\nsystem\n",
     b"X\x07\0\0\0storage",
     b"X\x01\0\0\x000",

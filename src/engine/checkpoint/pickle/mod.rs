@@ -9,8 +9,7 @@
 mod machine;
 mod names;
 
-use super::json::one_line;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use machine::{Machine, Value};
 pub use names::{Storage, Tensor};
 
@@ -37,18 +36,21 @@ impl Unpickled<'_> {
             _ => None,
         });
         dict = inner.unwrap_or(dict);
-        let items = &self.machine.dicts[dict];
-        let tensor = |&(key, value): &(Value, Value)| match (key, value) {
-            (Value::Text(name), _) if name.len() > LONGEST_NAME => {
-                bail!("a name is too long: refused")
+        let mut tensors = Vec::new();
+        for &(key, value) in &self.machine.dicts[dict] {
+            match (key, value) {
+                (Value::Text(name), _) if name.len() > LONGEST_NAME => {
+                    bail!("a name is too long: refused")
+                }
+                (Value::Text(name), Value::Tensor(tensor)) => {
+                    tensors.push((name.to_string(), self.machine.tensors[tensor].clone()));
+                }
+                // The step a training was at, and the like.
+                _ => {}
             }
-            (Value::Text(name), Value::Tensor(tensor)) => {
-                Ok((name.to_string(), self.machine.tensors[tensor].clone()))
-            }
-            (Value::Text(name), _) => bail!("entry {:?} is not a tensor: refused", one_line(name)),
-            _ => bail!("an entry has no name: refused"),
-        };
-        items.iter().map(tensor).collect()
+        }
+        ensure!(!tensors.is_empty(), "holds no dictionary of tensors");
+        Ok(tensors)
     }
 
     /// The storages that were named, in the order of their first mention.

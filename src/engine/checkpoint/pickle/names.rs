@@ -10,7 +10,7 @@ pub enum Class {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
-    /// A name that may stand in a training's file, and nothing more: calling it is refused as calling any other is.
+    /// What a training's file has beside its tensors: a name that stands for nothing, and calling it makes nothing.
     Inert,
     /// With the place of its name in [`STORAGES`].
     Storage(usize),
@@ -29,6 +29,31 @@ const STORAGES: [(&str, usize); 10] = [
     ("ByteStorage", 1),
     ("BoolStorage", 1),
 ];
+
+/// Lightning's callbacks, its settings, numpy's numbers (the best loss), sets, paths: what trainings write beside the weights.
+fn is_inert(module: &str, name: &str) -> bool {
+    match module {
+        "numpy" => matches!(name, "dtype" | "ndarray"),
+        "numpy.core.multiarray" | "numpy._core.multiarray" => {
+            matches!(name, "scalar" | "_reconstruct")
+        }
+        "_codecs" => name == "encode",
+        "builtins" | "__builtin__" => {
+            matches!(
+                name,
+                "set" | "frozenset" | "list" | "dict" | "int" | "float"
+            )
+        }
+        "collections" => matches!(name, "Counter" | "defaultdict"),
+        "argparse" => name == "Namespace",
+        "typing" => name == "Any",
+        "pathlib" => name.ends_with("Path"),
+        "torch" => matches!(name, "Size" | "device" | "float16" | "bfloat16" | "float32"),
+        _ => ["pytorch_lightning.", "lightning.", "omegaconf."]
+            .iter()
+            .any(|package| module.starts_with(package)),
+    }
+}
 
 /// Where a tensor's numbers are: `key` is the name of the storage in its archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +85,7 @@ impl<'a> Machine<'a> {
             ("torch" | "torch.storage", _) if storage.is_some() => {
                 Class::Storage(storage.unwrap_or_default())
             }
-            (module, _) if module.starts_with("pytorch_lightning.") => Class::Inert,
+            _ if is_inert(module, name) => Class::Inert,
             _ => bail!(
                 "contains {}.{}, which is not a tensor: refused",
                 one_line(module),
@@ -91,6 +116,7 @@ impl<'a> Machine<'a> {
                 }
                 self.push_dict(items)
             }
+            (Class::Inert, _) => self.push(Value::None),
             (Class::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => self.push(*tensor),
             (
                 Class::RebuildTensor,
