@@ -34,7 +34,8 @@ use crate::engine::checkpoint::{Checkpoint, Demo};
 use crate::engine::{pipelines::System, schedulers::SchedulerConfig};
 use anyhow::Result;
 use args::SharedArgs;
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::builder::Resettable;
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
 use terminal::Terminal;
@@ -135,9 +136,13 @@ impl<A: Drawing> Line<A> {
     }
 }
 
-/// The command line as clap knows it, for completions.
+/// The command line as clap knows it. A variable of the environment that is empty is as one that is not set.
 pub fn command() -> clap::Command {
-    Cli::command()
+    let heeded = |arg: Arg| match arg.get_env().and_then(std::env::var_os) {
+        Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+        _ => arg,
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(heeded))
 }
 
 /// Runs the command line of this process: 0 when all is done, 1 after a failure or when no row of a batch was drawn, 2 for a
@@ -153,7 +158,8 @@ pub fn main() -> ExitCode {
     if words.len() > verbose + 1 {
         words[1..verbose + 2].rotate_right(1);
     }
-    let cli = match Cli::try_parse_from(&words) {
+    let matches = command().try_get_matches_from(&words);
+    let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(err) => return usage::report(&err),
     };

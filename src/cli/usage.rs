@@ -36,6 +36,9 @@ pub fn report(err: &clap::Error) -> ExitCode {
             if has_second_prompt(err) {
                 message += "\n\nput quotes around a prompt of several words, as in \"a red fox\"";
             }
+            if is_of_a_variable(err) {
+                message += "\n\nit is what DIFFUSE_DEVICE says";
+            }
             let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&message));
         }
     }
@@ -70,6 +73,14 @@ fn has_second_prompt(err: &clap::Error) -> bool {
     is_free
         && err.kind() == ErrorKind::UnknownArgument
         && command.is_some_and(|name| name == "txt2img")
+}
+
+/// Whether a value that clap refuses is none of the command line's. No other variable has a value that can be refused.
+fn is_of_a_variable(err: &clap::Error) -> bool {
+    let invalid = err.get(ContextKind::InvalidArg);
+    let mut words = std::env::args_os();
+    matches!(invalid, Some(ContextValue::String(arg)) if arg.starts_with("--device "))
+        && !words.any(|word| word.as_encoded_bytes().starts_with(b"--device"))
 }
 
 /// Whether a word is `--verbose`, once or several times.

@@ -141,6 +141,18 @@ fn the_environment_gives_model_and_device_and_flags_go_before_it() {
     assert!(refused.stderr.contains(other), "{refused:?}");
     let refused = run(&["ddpm", "--steps", "1"], &model, "gpu");
     assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("DIFFUSE_DEVICE"), "{refused:?}");
+    let refused = run(&["ddpm", "--steps", "1", "--device", "tpu"], &model, "gpu");
+    assert!(!refused.stderr.contains("DIFFUSE_DEVICE"), "{refused:?}");
+
+    // Empty is as not set.
+    let drawn = run(&["ddpm", "--steps", "1", "-v"], &model, "");
+    assert_eq!(drawn.code, Some(0), "{drawn:?}");
+    let refused = run(&["ddpm", "--offline"], "", "cpu");
+    assert!(
+        refused.stderr.contains("google/ddpm-cat-256"),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -125,10 +125,14 @@ fn what_the_pipeline_sets_is_told_from_what_the_file_says() {
 
 #[test]
 fn flags_that_the_scheduler_does_not_take_are_refused_in_one_line() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 11] = [
         (
             &["--scheduler=unipc", "--timesteps=999,500"],
             "unipc takes no list of timesteps; those that do: ddpm, euler",
+        ),
+        (
+            &["--scheduler=euler", "--sigmas=9"],
+            "sigmas: 9 alone is no step; the last is where the run ends",
         ),
         (
             &["--scheduler=ddim", "--sigmas=9,1,0"],

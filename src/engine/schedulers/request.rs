@@ -25,6 +25,9 @@ impl Request {
     /// Refuses what the sampler does not take, by the flag's name.
     pub(super) fn check(&self, kind: SchedulerKind, settings: &Settings) -> Result<()> {
         let (name, train) = (kind.name(), settings.count("num_train_timesteps"));
+        if let Some([only]) = self.sigmas.as_deref() {
+            bail!("sigmas: {only} alone is no step; the last is where the run ends, as in 14,5,0");
+        }
         ensure!(
             (1..=train).contains(&self.steps),
             "{} steps: {name} takes 1 to {train} (num_train_timesteps)",
