@@ -40,8 +40,8 @@ def memory():
     if code:
         end([f"the program ended with {code}: {said.read_text()[-300:]}"])
     for line in said.read_text().splitlines():
-        if "the card's memory: " in line:
-            row("of it, while the UNet runs", line.split("memory: ")[1])
+        if "the card's memory " in line:
+            row(*line.split("the card's ")[1].split(": ", 1))
     beyond = peak.most - before - bare
     row(f"one picture at {SIDE}x{SIDE}: the most beyond a bare context", gigabytes(beyond), gigabytes(MEMORY))
     if beyond > MEMORY:

@@ -49,11 +49,13 @@ impl Loaded {
             shared_bytes: context.attribute(SHARED).w()? as u32,
             groups: context.compute_capability().w()? == (9, 0),
         };
+        let module = context
+            .load_module(Ptx::from_binary(KERNELS.to_vec()))
+            .w()?;
+        log_memory(context, "with the kernels alone");
         Ok(Self {
             card,
-            module: context
-                .load_module(Ptx::from_binary(KERNELS.to_vec()))
-                .w()?,
+            module,
             functions: HashMap::new(),
         })
     }
@@ -224,20 +226,22 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     // Now, and not at the first start, it takes the memory of what it allocates ("Graph Memory Nodes" of the CUDA programming guide).
     graph.upload().w()?;
     stream.synchronize().w()?;
-    if tracing::enabled!(tracing::Level::DEBUG) {
-        tracing::debug!("the card's memory: {}", memory(device)?);
-    }
+    log_memory(stream.context(), "with a recording");
     Ok(Recording(graph))
 }
 
+fn log_memory(context: &CudaContext, when: &str) {
+    let memory = || memory(context).unwrap_or_else(|err| format!("unknown: {err}"));
+    tracing::debug!("the card's memory {when}: {}", memory());
+}
+
 /// What is taken of the card's memory, and by whom.
-fn memory(device: &CudaDevice) -> Result<String> {
+fn memory(context: &CudaContext) -> Result<String> {
     use sys::CUgraphMem_attribute::CU_GRAPH_MEM_ATTR_RESERVED_MEM_CURRENT as RECORDED;
     use sys::CUmemPool_attribute::{
         CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT as RESERVED, CU_MEMPOOL_ATTR_USED_MEM_CURRENT as USED,
     };
-    let stream = device.cuda_stream();
-    let card = stream.context().cu_device();
+    let card = context.cu_device();
     let (mut used, mut reserved, mut recorded) = (0u64, 0u64, 0u64);
     // SAFETY: the card is open, and each of these attributes is one u64.
     unsafe {
@@ -248,7 +252,7 @@ fn memory(device: &CudaDevice) -> Result<String> {
             .result()
             .w()?;
     }
-    let (free, total) = stream.context().mem_get_info().w()?;
+    let (free, total) = context.mem_get_info().w()?;
     let gigabytes = |bytes: u64| format!("{:.3} GB", bytes as f64 / 1e9);
     Ok(format!(
         "{} in use and {} held for it, {} of recordings, {} of {} free",
