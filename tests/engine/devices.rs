@@ -217,6 +217,7 @@ fn attentions(all: &mut Layers) {
         (128, 1),
         (160, 2),
         (512, 1),
+        (520, 2),
     ] {
         // Rows, keys, causal.
         for (n, m, causal) in [

@@ -1,6 +1,6 @@
 //! Scaled dot-product attention, `softmax(Q K^T / sqrt(d)) V` for each head (Vaswani et al. 2017, equation 1).
 use super::{Linear, card_kernels_for, own_kernels_for, values, write_f32};
-use crate::engine::cuda;
+use crate::engine::cuda::{self, product, weight::Weight};
 use crate::engine::kernels::{self, AttentionShape};
 use candle_core::{DType, Result, Tensor};
 
@@ -73,41 +73,52 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, causal: bool)
         let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
         return cuda::attention::attention(&q, &k, &v, heads, causal);
     }
+    // Scores in f32 at least, whatever the model's dtype: what `upcast_attention` asks for, for every model.
+    let inner = match q.dtype() {
+        DType::F64 => DType::F64,
+        _ => DType::F32,
+    };
     let split = |x: &Tensor| -> Result<Tensor> {
         let (b, rows, width) = x.dims3()?;
-        x.reshape((b, rows, heads, width / heads))?
+        x.to_dtype(inner)?
+            .reshape((b, rows, heads, width / heads))?
             .transpose(1, 2)?
             .contiguous()
     };
-    let (q, k, v) = (split(q)?, split(k)?, split(v)?);
     let scale = 1.0 / ((width / heads) as f64).sqrt();
-    // Scores in f32 at least, whatever the model's dtype: what `upcast_attention` asks for, for every model.
-    let scores = ((q * scale)?.matmul(&k.t()?)?).to_dtype(if v.dtype() == DType::F64 {
-        DType::F64
-    } else {
-        DType::F32
-    })?;
-    let scores = if causal {
-        let m = k.dim(2)?;
-        let hidden: Vec<f32> = (0..n * m)
-            .map(|at| {
-                if at % m > at / m {
-                    f32::NEG_INFINITY
-                } else {
-                    0.0
-                }
-            })
-            .collect();
-        scores.broadcast_add(
-            &Tensor::from_vec(hidden, (n, m), scores.device())?.to_dtype(scores.dtype())?,
-        )?
-    } else {
-        scores
+    let scores = products(&(split(q)? * scale)?, &split(k)?)?;
+    let scores = match causal {
+        true => scores.broadcast_add(&mask(n, k.dim(1)?, &scores)?)?,
+        false => scores,
     };
-    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(v.dtype())?;
-    weights
-        .matmul(&v)?
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?;
+    products(&weights, &split(v)?.t()?.contiguous()?)?
         .transpose(1, 2)?
-        .contiguous()?
-        .reshape((b, n, width))
+        .reshape((b, n, width))?
+        .to_dtype(v.dtype())
+}
+
+/// `A B^T` of each head: `(b, heads, n, k)` and `(b, heads, m, k)` to `(b, heads, n, m)`.
+fn products(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if !card_kernels_for(a) {
+        return a.matmul(&b.t()?);
+    }
+    let (images, heads, n, _) = a.dims4()?;
+    let (a, b) = (a.flatten(0, 1)?, b.flatten(0, 1)?);
+    let product = |i| {
+        let weight = Weight::of_linear(&b.get(i)?)?;
+        product::linear(&a.get(i)?, &weight, product::Extras::default())
+    };
+    let all: Vec<Tensor> = (0..images * heads).map(product).collect::<Result<_>>()?;
+    Tensor::stack(&all, 0)?.reshape((images, heads, n, ()))
+}
+
+/// What hides from each of `n` rows the rows after it, of `m`.
+fn mask(n: usize, m: usize, scores: &Tensor) -> Result<Tensor> {
+    let hidden = |at| match at % m > at / m {
+        true => f32::NEG_INFINITY,
+        false => 0.0,
+    };
+    let hidden: Vec<f32> = (0..n * m).map(hidden).collect();
+    Tensor::from_vec(hidden, (n, m), scores.device())?.to_dtype(scores.dtype())
 }
