@@ -75,8 +75,8 @@ bool beyond(const char *variable, size_t bytes) {
     return most && bytes > (size_t)atoll(most);
 }
 
-// Whether so many bytes more are too many.
-bool full(size_t bytes) { return beyond("STAND_IN_MEMORY", given_bytes + bytes); }
+// Whether so many bytes more are too many. What is kept for recordings that are gone serves nobody else.
+bool full(size_t bytes) { return beyond("STAND_IN_MEMORY", given_bytes + kept_bytes - recorded_bytes + bytes); }
 
 // Whether the recording has failed.
 bool failed() {
@@ -225,6 +225,18 @@ Work candle_kernel(const std::string &name, unsigned blocks, Given p) {
             }
         };
     }
+    if (kind == "softmax") {
+        const Numbers x = p.numbers(0, dtype), y = p.numbers(1, dtype);
+        const size_t rows = blocks, columns = p.as<int32_t>(2);
+        return [=] {
+            for (size_t i = 0; i < rows; i++) {
+                double most = -INFINITY, sum = 0;
+                for (size_t j = 0; j < columns; j++) most = fmax(most, x.get(i * columns + j));
+                for (size_t j = 0; j < columns; j++) sum += exp(x.get(i * columns + j) - most);
+                for (size_t j = 0; j < columns; j++) y.set(i * columns + j, exp(x.get(i * columns + j) - most) / sum);
+            }
+        };
+    }
     if (starts("is_")) { // index_select of a contiguous tensor
         const size_t n = p.size(0), rows = p.size(7), ids = p.size(8), right = p.size(9);
         const Numbers id = p.numbers(3, kind.substr(3)), x = p.numbers(4, dtype), y = p.numbers(5, dtype);
@@ -359,6 +371,7 @@ int cuEventRecord(void *, void *) { return SUCCESS; }
 int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return SUCCESS; }
 int cuStreamEndCapture(void *, void **handle) {
     const bool valid = !failed();
+    if (valid && recording->held) return refuse(INVALID_VALUE, "a recording that keeps a block could not be started again");
     *handle = valid ? recording : nullptr;
     if (!valid) delete recording;
     recording = nullptr;
