@@ -1,5 +1,6 @@
 //! Cargo's build script, no module of the program: compiles the kernels beside it for builds with the feature `cuda`. Any other build has
 //! nothing to do here.
+use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,17 @@ const ALWAYS: [&str; 2] = [
     "-gencode=arch=compute_80,code=compute_80",
     "-gencode=arch=compute_90a,code=sm_90a",
 ];
+
+/// Of this machine's cards, a line each; nothing where there is none.
+fn capabilities() -> String {
+    let asked = Command::new("nvidia-smi")
+        .args(["--query-gpu=compute_cap", "--format=csv,noheader"])
+        .output();
+    match asked {
+        Ok(answer) if answer.status.success() => String::from_utf8_lossy(&answer.stdout).into(),
+        _ => String::new(),
+    }
+}
 
 fn main() {
     println!("cargo::rerun-if-changed=src/engine/cuda/build.rs");
@@ -25,11 +37,13 @@ fn main() {
     let mut command = Command::new(&nvcc);
     command.args(["-std=c++17", "-O3", "-fatbin"]).args(ALWAYS);
     // The card that candle's kernels are compiled for too: nothing is left to its driver.
-    if let Ok(cap) = env::var("CUDA_COMPUTE_CAP") {
-        let cap = cap.replace('.', "");
-        if cap != "90" {
-            command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));
-        }
+    let caps = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| capabilities());
+    let caps: BTreeSet<_> = caps
+        .lines()
+        .map(|cap| cap.trim().replace('.', ""))
+        .collect();
+    for cap in caps.iter().filter(|cap| *cap != "90" && !cap.is_empty()) {
+        command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));
     }
     command
         .arg("src/engine/cuda/kernels/all.cu")

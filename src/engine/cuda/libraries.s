@@ -1,4 +1,5 @@
-// The functions of NVIDIA's libraries that the program may call, by library: the list that libraries.rs turns into jumps.
+// The functions of NVIDIA's libraries that cudarc may call, by library: the list of which libraries.rs makes jumps for the driver's, and for
+// the others functions that do nothing.
 //
 // All that cudarc 0.19.10 declares for any CUDA since 11.4, for GNU ld counts what it will throw away later as a use too.
 // For another cudarc: grep -ohE 'pub unsafe fn (cu|nvrtc)\w+' src/{driver,cublas,cublaslt,curand,nvrtc}/sys/mod.rs

@@ -11,8 +11,8 @@
 //!   and none of NVIDIA's others
 //! - `kernels/`: their source, which `build.rs` compiles
 //!
-//! Each layer is planned as plain numbers, [`Work`], from the sizes and the dtype alone: which kernels, on how many blocks. Only `card`
-//! needs the feature `cuda`. 16-bit numbers are multiplied by the tensor cores and summed in f32; f32 is plain arithmetic without TF32.
+//! Each layer is planned as plain numbers, [`Work`], from the sizes and the dtype alone: which kernels, on how many blocks. Only `card`,
+//! `open` and `libraries` need the feature `cuda`. 16-bit numbers are multiplied by the tensor cores and summed in f32; f32 is plain arithmetic without TF32.
 // Without the feature, plans are checked by the compiler and read by nobody.
 #![cfg_attr(not(any(feature = "cuda", test)), allow(dead_code))]
 

@@ -18,6 +18,11 @@ pub fn open(number: usize) -> Result<Device> {
     let card = Card::find(number)?;
     card.runs(build)?;
     let device = Device::new_cuda(number).context("cannot be used; use --device cpu")?;
+    if let Device::Cuda(card) = &device {
+        // SAFETY: all work is on one stream, in whose order every block is given out, used and given back. The events would tell other
+        // streams of it.
+        unsafe { card.disable_event_tracking() };
+    }
     first_number(&device).context("cannot compute; use --device cpu")?;
     card::card(&device).context("does not take the kernels of this build; use --device cpu")?;
     Ok(device)
