@@ -91,6 +91,7 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         metadata: !options.no_metadata,
         batch_size: shared.batch.batch_size,
         has_rows,
+        at_once: !has_rows && images <= shared.batch.batch_size,
         names,
         look,
         replay,

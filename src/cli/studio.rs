@@ -9,7 +9,7 @@ use super::rows::Place;
 use super::terminal::Terminal;
 use super::{Drawing, Line};
 use crate::engine::checkpoint::Checkpoint;
-use crate::engine::pipelines::{Job, Pipeline, Plan, System};
+use crate::engine::pipelines::{Job, Only, Pipeline, Plan, System};
 use crate::engine::png;
 use crate::engine::progress::{Phase, Seconds};
 use crate::engine::runtime::{self, Runtime};
@@ -31,6 +31,8 @@ pub(super) struct Studio<'a, S> {
     pub metadata: bool,
     pub batch_size: usize,
     pub has_rows: bool,
+    /// No batch follows the first.
+    pub at_once: bool,
     pub names: Names,
     pub look: Look,
     /// The picture that the first one is to equal.
@@ -290,7 +292,10 @@ impl<S: System> Studio<'_, S> {
         if self.loaded.is_some() {
             return Ok(());
         }
-        let only = (!self.has_rows).then_some(first);
+        let only = (!self.has_rows).then_some(Only {
+            plan: first,
+            at_once: self.at_once,
+        });
         let progress = self.terminal.progress();
         let pipeline = self
             .system

@@ -50,7 +50,7 @@ impl Recorder {
                     Ok(recorded) => State::Recorded(Box::new(recorded)),
                     Err(error) => {
                         tracing::debug!("calls are not recorded: {error}");
-                        card::trim(device)?;
+                        card::trim(device);
                         State::Never
                     }
                 };
@@ -64,11 +64,10 @@ impl Recorder {
     }
 }
 
-/// Gives back the memory that a card keeps for recordings that are gone.
-pub fn trim(device: &Device) -> Result<()> {
-    match card::serves(device) {
-        true => card::trim(device),
-        false => Ok(()),
+/// Gives back the memory that a card keeps for recordings that are gone and for nobody.
+pub fn trim(device: &Device) {
+    if card::serves(device) {
+        card::trim(device);
     }
 }
 

@@ -1,8 +1,9 @@
 //! Unconditional diffusion in pixel space (Ho et al. 2020): `DDPMPipeline`, `DDIMPipeline` and `PNDMPipeline` of diffusers.
 use super::txt2img::{Class, UNCONDITIONAL};
-use super::{Job, Pipeline, Plan, Sampling, System, Watch};
+use super::{Job, Only, Pipeline, Plan, Sampling, System, Watch};
 use super::{check_channels, check_class, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
+use crate::engine::cuda::graph;
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::noise::Noise;
@@ -87,7 +88,7 @@ impl System for DdpmSystem {
         &self,
         checkpoint: &'a Checkpoint,
         runtime: &Runtime,
-        _only: Option<&Plan>,
+        _only: Option<Only>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline + 'a>> {
         checkpoint.fetch_weights(&self.weights(runtime))?;
@@ -156,6 +157,7 @@ impl Pipeline for Ddpm {
                 },
             )
         })?;
+        graph::trim(&self.runtime.device);
         (0..jobs.len())
             .map(|k| output::to_rgb(&x.get(k)?))
             .collect()

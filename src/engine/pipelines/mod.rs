@@ -48,14 +48,22 @@ pub trait System {
     fn plan(&self, request: &Self::Request) -> Result<Plan>;
     /// The components whose weights [`System::load`] reads, and the precision that they are kept in.
     fn weights(&self, runtime: &Runtime) -> Vec<(&'static str, DType)>;
-    /// Reads the weights. With `only`, for the pictures of that plan alone, which may take less memory.
+    /// Reads the weights.
     fn load<'a>(
         &self,
         checkpoint: &'a Checkpoint,
         runtime: &Runtime,
-        only: Option<&Plan>,
+        only: Option<Only>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline + 'a>>;
+}
+
+/// What all pictures of a run have in common, so that it may take less memory.
+#[derive(Clone, Copy)]
+pub struct Only<'a> {
+    pub plan: &'a Plan,
+    /// They are drawn as one batch.
+    pub at_once: bool,
 }
 
 /// Weights, ready to draw.

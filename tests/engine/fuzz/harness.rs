@@ -2,7 +2,7 @@
 use diffuse::engine::checkpoint::Checkpoint;
 use diffuse::engine::pipelines::ddpm::DdpmSystem;
 use diffuse::engine::pipelines::txt2img::{Txt2ImgRequest, Txt2ImgSystem};
-use diffuse::engine::pipelines::{Job, Overrides, Plan, Sampling, System};
+use diffuse::engine::pipelines::{Job, Only, Overrides, Plan, Sampling, System};
 use diffuse::engine::progress::Progress;
 use diffuse::engine::runtime::{DeviceChoice, Precision, Runtime};
 use proptest::prelude::*;
@@ -218,7 +218,9 @@ fn finish<S: System>(
     plan: &Plan,
 ) -> Reached {
     let progress = Progress::hidden();
-    let pipeline = system.load(checkpoint, runtime, Some(plan), &progress)?;
+    let at_once = true;
+    let only = Only { plan, at_once };
+    let pipeline = system.load(checkpoint, runtime, Some(only), &progress)?;
     if plan.work.multiplications > 1e9 || plan.working_bytes(1) > 1 << 28 {
         return Ok("loaded");
     }

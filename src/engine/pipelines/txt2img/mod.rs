@@ -14,9 +14,10 @@ mod weights;
 
 use super::decoding::{Decoders, Decoding};
 use super::on_demand::OnDemand;
-use super::{Guidance, Job, Pipeline, Plan, Sampling, System, Watch};
+use super::{Guidance, Job, Only, Pipeline, Plan, Sampling, System, Watch};
 use super::{check_channels, check_class, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
+use crate::engine::cuda::graph;
 use crate::engine::models::autoencoder::Autoencoder;
 use crate::engine::models::clip::ClipTextModel;
 use crate::engine::models::condition::Conditioning;
@@ -201,12 +202,13 @@ impl System for Txt2ImgSystem {
         changed.chain(self.decoding.weights(runtime)).collect()
     }
 
-    /// With `only`, the text is read first and its towers let go before the UNet comes: the two are never in memory together.
+    /// With `only`, the text is read first and its towers let go before the UNet comes: the two are never in memory together. Where it is for
+    /// one batch, neither are the UNet and what the decoder makes.
     fn load<'a>(
         &self,
         checkpoint: &'a Checkpoint,
         runtime: &Runtime,
-        only: Option<&Plan>,
+        only: Option<Only>,
         progress: &Progress,
     ) -> Result<Box<dyn Pipeline + 'a>> {
         checkpoint.fetch_weights(&self.weights(runtime))?;
@@ -222,7 +224,7 @@ impl System for Txt2ImgSystem {
             towers.collect::<Result<_>>()
         })?;
         let mut reader = Reader::new(towers);
-        if let Some(text) = only.and_then(|plan| plan.text.as_ref()) {
+        if let Some(text) = only.and_then(|only| only.plan.text.as_ref()) {
             progress.phase(Phase::Text, || reader.only(&text.halves))?;
         }
         progress.phase(Phase::Load, || {
@@ -238,6 +240,7 @@ impl System for Txt2ImgSystem {
                 decoders: self.decoding.load(checkpoint, runtime)?,
                 channels: self.decoding.vae.latent_channels(),
                 scale: self.decoding.vae.scale(),
+                at_once: only.is_some_and(|only| only.at_once),
                 runtime: runtime.clone(),
             }) as Box<dyn Pipeline + 'a>)
         })
@@ -252,6 +255,8 @@ struct Txt2Img<'a> {
     channels: usize,
     /// Pixels for one latent, along each side.
     scale: usize,
+    /// No batch follows the first.
+    at_once: bool,
     runtime: Runtime,
 }
 
@@ -307,6 +312,10 @@ impl Pipeline for Txt2Img<'_> {
             )
         })?;
         drop((condition, unet));
+        if self.at_once {
+            self.unet.let_go();
+        }
+        graph::trim(&self.runtime.device);
         // One after another: the decoder's maps are the largest of the run.
         progress.phase(Phase::Decode, || {
             let picture = |k| {
