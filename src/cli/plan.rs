@@ -18,8 +18,8 @@ pub struct Price {
     calls: usize,
     /// Of all calls and of all decoding.
     work: Work,
-    /// Of one batch, at its widest moment.
-    maps: u64,
+    /// Of one batch, at the widest moment of its calls and of its decoding.
+    maps: (u64, u64),
     names: Vec<String>,
 }
 
@@ -31,14 +31,16 @@ impl Price {
         self.pictures += 1;
         self.calls += plan.calls;
         self.work += plan.work;
-        self.maps = self.maps.max(plan.working_bytes(batch_size));
+        let (calls, decoding) = plan.working_bytes(batch_size);
+        self.maps = (self.maps.0.max(calls), self.maps.1.max(decoding));
         if self.names.len() < NAMES {
             let name = target.path().map(|path| path.display().to_string());
             self.names.push(name.unwrap_or_else(|| "stdout".to_owned()));
         }
     }
 
-    /// Prints it, as lines or as a JSON object. `lone`: one row, for which the text encoder is let go early.
+    /// Prints it, as lines or as a JSON object. `lone`: one row, for which the text encoder is let go early; `at_once`: one batch, for which the
+    /// UNet is too.
     pub fn print(
         &self,
         terminal: &Terminal,
@@ -46,9 +48,10 @@ impl Price {
         checkpoint: &Checkpoint,
         system: &impl System,
         runtime: &Runtime,
-        lone: bool,
+        (lone, at_once): (bool, bool),
     ) -> Result<()> {
-        let (mut missing, mut here, mut kept) = (Vec::<Wanted>::new(), 0, 0);
+        let (mut missing, mut here) = (Vec::<Wanted>::new(), 0);
+        let (mut kept, mut unet) = (0, 0);
         // One file may be two parts of a run; it comes once.
         let mut count = |file: Wanted| match file.here {
             true => here += file.bytes,
@@ -60,8 +63,11 @@ impl Price {
             // What was saved in 16 bits or in 32 is kept in the precision of the run.
             let width = dtype.size_in_bytes() as u64;
             let held = |file: &Wanted| file.bytes * width / if file.half { 2 } else { 4 };
-            if !(lone && component.starts_with("text_encoder")) {
-                kept += files.iter().map(held).sum::<u64>();
+            let held: u64 = files.iter().map(held).sum();
+            match component {
+                "unet" => unet = held,
+                text if lone && text.starts_with("text_encoder") => {}
+                _ => kept += held,
             }
             files.into_iter().for_each(&mut count);
         }
@@ -70,7 +76,9 @@ impl Price {
             count(lora.wanted()?);
         }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
-        let used = kept + self.maps + memory::OWN;
+        let (calls, decoding) = self.maps;
+        let beside = if at_once { 0 } else { unet };
+        let used = kept + (unet + calls).max(beside + decoding) + memory::OWN;
         let peak = used + memory::slack(used);
         let seconds = runtime.seconds(self.work)?;
         if as_json {

@@ -121,7 +121,8 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         let Studio {
             system, runtime, ..
         } = &studio;
-        price.print(terminal, as_json, &checkpoint, system, runtime, !has_rows)?;
+        let lets_go = (!has_rows, studio.at_once);
+        price.print(terminal, as_json, &checkpoint, system, runtime, lets_go)?;
         return Ok(studio.tally.code(has_rows));
     }
     studio.draw_queue()?;

@@ -145,10 +145,10 @@ impl Plan {
         )
     }
 
-    /// Bytes of the maps of a batch, at the widest moment.
-    pub fn working_bytes(&self, pictures: usize) -> u64 {
-        self.decode_bytes
-            .max(self.call_bytes.saturating_mul(pictures as u64))
+    /// Bytes of the maps of a batch, at the widest moment: of its calls, and of decoding one of its pictures.
+    pub fn working_bytes(&self, pictures: usize) -> (u64, u64) {
+        let calls = self.call_bytes.saturating_mul(pictures as u64);
+        (calls, self.decode_bytes)
     }
 
     /// Refuses a batch whose maps do not fit, before anything is drawn. A card says so itself, when the UNet has made room.
@@ -164,12 +164,8 @@ impl Plan {
                 "try a smaller --batch-size",
             ),
         };
-        memory::check(
-            self.working_bytes(pictures),
-            memory::available(),
-            &what,
-            try_instead,
-        )
+        let (calls, decoding) = self.working_bytes(pictures);
+        memory::check(calls.max(decoding), memory::available(), &what, try_instead)
     }
 }
 

@@ -221,7 +221,8 @@ fn finish<S: System>(
     let at_once = true;
     let only = Only { plan, at_once };
     let pipeline = system.load(checkpoint, runtime, Some(only), &progress)?;
-    if plan.work.multiplications > 1e9 || plan.working_bytes(1) > 1 << 28 {
+    let (calls, decoding) = plan.working_bytes(1);
+    if plan.work.multiplications > 1e9 || calls.max(decoding) > 1 << 28 {
         return Ok("loaded");
     }
     let job = Job { plan, seed: 0 };
