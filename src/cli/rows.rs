@@ -3,7 +3,7 @@
 //! A row is the command line with the row's own flags after it, where the last of repeated flags counts.
 use super::args::Shard;
 use super::settings::{self, Settings};
-use super::{Drawing, Line, usage};
+use super::{Drawing, Line, command, usage};
 use anyhow::{Context, Result, anyhow, bail};
 use std::ffi::OsString;
 use std::fs::File;
@@ -54,14 +54,19 @@ impl<A: Drawing> Rows<A> {
     }
 
     fn parse(&self, text: &str) -> Result<Line<A>> {
+        let mut words = self.words.clone();
         let (flags, prompt) = if text.starts_with('{') {
             let settings: Settings = serde_json::from_str(text)
                 .map_err(|err| anyhow!("it begins with {{ and is no JSON object: {err}"))?;
-            settings::of_row(&settings)?
+            let row = settings::of_row(&settings)?;
+            let command = command();
+            let command = command.find_subcommand(A::NAME).expect("it is a command");
+            words = settings::turned_off(&words, &settings, command)?;
+            row
         } else {
             (Vec::new(), Some(text.to_owned()))
         };
-        let mut words = settings::overridden(self.words.clone(), &flags);
+        let mut words = settings::overridden(words, &flags);
         match prompt {
             Some(prompt) if A::HAS_PROMPT => words.extend(["--".into(), prompt.into()]),
             None if A::HAS_PROMPT => bail!("it has no \"prompt\""),

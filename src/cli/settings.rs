@@ -119,6 +119,26 @@ pub fn of_row(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
     flags(settings.iter())
 }
 
+/// The flags of a command line without those that a row turns off.
+pub fn turned_off(
+    words: &[OsString],
+    settings: &Settings,
+    command: &clap::Command,
+) -> Result<Vec<OsString>> {
+    let mut words = words.to_vec();
+    for (key, _) in settings.iter().filter(|(_, value)| **value == false) {
+        let id = key.replace('-', "_");
+        let flag = command.get_arguments().find(|arg| arg.get_id() == &id);
+        ensure!(
+            flag.is_some_and(|arg| matches!(arg.get_action(), clap::ArgAction::SetTrue)),
+            "\"{key}\" is false, which only a flag without a value can be"
+        );
+        let long = OsString::from(format!("--{}", id.replace('_', "-")));
+        words.retain(|word| *word != long);
+    }
+    Ok(words)
+}
+
 /// What a picture remembers as flags, and its prompt. Where to write and how to run is not a picture's to say.
 pub fn of_picture(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
     flags(settings.iter().filter(|(key, _)| {

@@ -21,6 +21,9 @@ pub fn answer<T>(clean_up: impl FnOnce() -> T + Send + 'static) -> Result<()> {
             std::process::exit(128 + signal);
         }
     };
+    // A file's limit (ulimit -f) is an error of what writes it, as a full disk is.
+    // SAFETY: it says what is done at a signal, and no code is to run.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
     let thread = std::thread::Builder::new().name("signals".to_owned());
     thread.spawn(wait).context("listening to signals")?;
     Ok(())

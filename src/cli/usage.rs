@@ -162,8 +162,15 @@ fn line(message: &str) -> String {
         Some(name) if name == "txt2img" => "diffuse txt2img --help",
         _ => "diffuse --help",
     };
-    format!("{} (see {help})", sentence(message))
+    let dash = match message.contains(TIP_OF_DASHES) {
+        true => "; a value that begins with - is written as --flag=VALUE, a prompt behind --",
+        false => "",
+    };
+    format!("{}{dash} (see {help})", sentence(message))
 }
+
+/// How clap's tip begins which names the first letter of a value, and no flag.
+const TIP_OF_DASHES: &str = "tip: to pass ";
 
 /// What clap found wrong, in one line.
 pub fn plain(err: &clap::Error) -> String {
@@ -175,7 +182,8 @@ fn sentence(message: &str) -> String {
     let parts = message
         .split("\n\n")
         .filter(|part| !part.starts_with("Usage:") && !part.starts_with("For more information"))
-        .map(one_line);
+        .map(one_line)
+        .filter(|part| !part.starts_with(TIP_OF_DASHES));
     parts.collect::<Vec<_>>().join("; ")
 }
 

@@ -29,7 +29,7 @@ pub fn denoise(
             .to_scalar::<f64>()?;
         ensure!(
             sum.is_finite(),
-            "the sample is no longer finite after step {} of {} (timestep {t}); try --dtype f32",
+            "the sample is no longer finite after call {} of {} (timestep {t}); try --dtype f32, a smaller guidance scale or smaller weights of LoRAs",
             i + 1,
             scheduler.timesteps().len()
         );

@@ -503,3 +503,17 @@ fn what_fails_after_the_drawing_is_not_drawn_again() {
     assert!(!run.stderr.contains("one by one"), "{run:?}");
     assert_eq!(folder.names(), ["a-1.png"]);
 }
+
+#[test]
+fn a_row_may_turn_off_a_flag_of_the_command_line() {
+    let folder = Folder::new();
+    folder.write("keep.png", "precious");
+    let row = r#"{"prompt": "a cat", "overwrite": false, "output": "keep.png"}"#;
+    feeds(&folder, row, 0, &["--overwrite"]);
+    assert_eq!(folder.read("keep.png"), b"precious");
+    let run = feeds(&folder, r#"{"prompt": "a cat", "steps": false}"#, 1, &[]);
+    assert!(
+        run.stderr.contains("\"steps\" is false, which only a flag"),
+        "{run:?}"
+    );
+}

@@ -458,3 +458,37 @@ fn a_limit_on_memory_is_seen_before_the_drawing() {
     assert!(run.stderr.contains("of memory and"), "{run:?}");
     assert_eq!(folder.names(), [""; 0]);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_the_size_of_files_is_told_and_leaves_nothing() {
+    let (folder, mut shell) = (Folder::new(), Command::new("sh"));
+    let program = folder.command([
+        "txt2img", "a cat", "--model", "demo", "--steps", "1", "-o", "a.png",
+    ]);
+    // Blocks of 512 bytes.
+    shell.args(["-c", "ulimit -f 4; exec \"$@\"", "sh"]);
+    shell.arg(program.get_program()).args(program.get_args());
+    let shell = shell.current_dir(folder.path());
+    let run = Run::from(shell.output().expect("sh is there"));
+    assert_eq!(run.code, Some(1), "{run:?}");
+    assert!(run.stderr.contains("a.png: File too large"), "{run:?}");
+    assert_eq!(folder.names(), [""; 0]);
+}
+
+#[test]
+fn a_word_that_begins_with_a_dash_is_told_how_it_is_given() {
+    let folder = Folder::new();
+    for args in [
+        &["txt2img", "x", "-o", "-x.png"][..],
+        &["txt2img", "-fox"],
+        &["txt2img", "--sampler", "euler"],
+    ] {
+        let run = folder.run(args);
+        assert_eq!(run.code, Some(2), "{run:?}");
+        assert!(
+            run.stderr.contains("--flag=VALUE") && !run.stderr.contains("'-- -"),
+            "{run:?}"
+        );
+    }
+}

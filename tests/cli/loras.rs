@@ -287,6 +287,11 @@ fn files_that_are_no_loras_are_refused_by_what_they_are() {
             1,
             "--lora: \"nowhere.safetensors\" is no file here and no hub id",
         ),
+        (
+            "loras/nowhere.safetensors",
+            1,
+            "--lora: \"loras/nowhere.safetensors\" is no file here and no hub id",
+        ),
         ("x:inf", 2, "give a finite weight"),
         ("x:nan", 2, "give a finite weight"),
         (

@@ -317,7 +317,7 @@ fn lists_and_eta_are_refused_by_samplers_that_do_not_take_them() {
         (
             SchedulerKind::Euler,
             Request {
-                eta: Some(0.0),
+                eta: Some(0.5),
                 ..Request::new(2)
             },
             "euler takes no eta; those that do: ddim, tcd",

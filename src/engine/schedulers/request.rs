@@ -35,7 +35,7 @@ impl Request {
         );
         if let Some(eta) = self.eta {
             ensure!(
-                kind.takes_eta(),
+                kind.takes_eta() || eta == 0.0,
                 "{name} takes no eta; those that do: {}",
                 SchedulerKind::names(SchedulerKind::takes_eta)
             );

@@ -1,5 +1,5 @@
 //! The cache: what is downloaded and what is not, where it lies, and that it is enough afterwards.
-use super::server::{COMMIT, DRAW, Hub, UNET};
+use super::server::{COMMIT, DRAW, Fault, Hub, UNET};
 #[cfg(unix)]
 use super::server::{git_hash, sha256};
 use crate::support::{Folder, Run};
@@ -56,6 +56,39 @@ fn what_was_downloaded_once_needs_no_request() {
         drew(&dead);
         assert_eq!(folder.read("a.png").len(), first.len());
         assert_eq!(dead.stderr.matches("warning").count(), 0, "{}", dead.stderr);
+    }
+}
+
+/// As huggingface_hub's `snapshot_download` leaves it, which notes no absent file.
+#[test]
+fn a_whole_model_in_the_cache_is_drawn_with_whatever_the_hub_answers() {
+    let (hub, folder) = (Hub::new(), Folder::new());
+    let args = [
+        "txt2img",
+        "a cat",
+        "--model",
+        "owner/words",
+        "--steps",
+        "1",
+        "--overwrite",
+        "-o",
+        "a.png",
+    ];
+    drew(&hub.run(&folder, &args));
+    let repository = folder.file(".hub/hub/models--owner--words");
+    for status in [401, 403, 404, 503] {
+        std::fs::remove_dir_all(repository.join(".no_exist")).expect("it was noted");
+        hub.faults(&["/api/"], Fault::Status(status, Vec::new()), 100);
+        let run = hub.run(&folder, &args);
+        drew(&run);
+        assert_eq!(
+            run.stderr.matches("using what the cache has").count(),
+            1,
+            "{status}: {}",
+            run.stderr
+        );
+        hub.behave();
+        drew(&hub.run(&folder, &args));
     }
 }
 

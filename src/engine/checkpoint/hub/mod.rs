@@ -45,8 +45,12 @@ pub fn is_id(text: &str) -> bool {
             && !part.starts_with(['.', '-'])
             && !part.contains("..")
     };
+    // The path of a file is none, whether it is there or not.
+    let is_file = [".safetensors", ".ckpt", ".bin", ".pt", ".pth"]
+        .iter()
+        .any(|end| text.ends_with(end));
     text.split_once('/')
-        .is_some_and(|(owner, name)| fits(owner) && fits(name))
+        .is_some_and(|(owner, name)| fits(owner) && fits(name) && !is_file)
 }
 
 /// `owner/name@REVISION`, as the file system of Python's library writes it: the id, and what follows the `@`.
@@ -275,16 +279,24 @@ impl Repository {
         }
         let wanted = self.cached.as_deref().unwrap_or(&self.revision);
         let repository = model(&self.id, wanted);
+        // Where the hub has no answer, what was downloaded in time is as good as ever.
+        let make_do = |why: String| {
+            tracing::warn!("{why}: using what the cache has");
+            self.silent.store(true, Ordering::Relaxed);
+            Ok(None)
+        };
         let list = match self.client.list(&repository) {
             Ok(list) => list,
             Err(Failure::Broken(text)) if self.cached.is_some() => {
-                tracing::warn!("the hub cannot be reached ({text}): using what the cache has");
-                self.silent.store(true, Ordering::Relaxed);
-                return Ok(None);
+                return make_do(format!("the hub cannot be reached ({text})"));
             }
             // The hub is there; it may be busy.
             Err(failure @ Failure::Refused { .. }) if failure.may_pass() => {
-                self.patiently(|| self.client.list(&repository))?
+                match self.patiently(|| self.client.list(&repository)) {
+                    Ok(list) => list,
+                    Err(err) if self.cached.is_some() => return make_do(format!("{err:#}")),
+                    Err(err) => return Err(err),
+                }
             }
             Err(Failure::Refused { status: 404, .. })
                 if wanted != self.revision && self.takes_new_commit()? =>
@@ -294,6 +306,9 @@ impl Repository {
                     self.id,
                     self.revision
                 )
+            }
+            Err(failure) if self.cached.is_some() => {
+                return make_do(format!("{:#}", self.asked().explain(failure)));
             }
             Err(failure) => return Err(self.asked().explain(failure)),
         };
