@@ -199,6 +199,10 @@ fn other_pipelines_are_refused_by_their_names() {
         let said = format!("model_index.json names {name}, which is not supported");
         refused(&folder, "txt2img", &said);
     }
+    let own = json!(["pipeline", "StableDiffusionPipeline"]);
+    let folder = changed("model_index.json", "_class_name", own);
+    let said = r#"a pipeline of its own code, ["pipeline","StableDiffusionPipeline"]"#;
+    refused(&folder, "txt2img", said);
 }
 
 #[test]

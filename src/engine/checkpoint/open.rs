@@ -96,6 +96,11 @@ impl Checkpoint {
         let place = self.get("model_index.json")?;
         if let Some(place) = &place {
             self.index = json::read_object(place, json::CONFIG_LIMIT)?;
+            if let Some(class @ Value::Array(_)) = self.index.get("_class_name") {
+                bail!(
+                    "model_index.json names a pipeline of its own code, {class}, which is not run"
+                );
+            }
         }
         Ok(place.is_some())
     }

@@ -55,8 +55,10 @@ fn what_a_training_writes_beside_the_weights_is_left_aside() {
     let (_folder, checkpoint) = of_bin(&bin("training.bin"));
     let weights = open(&checkpoint, NO_IDS).unwrap();
     let vb = weights.var_builder(DType::F32, &Device::Cpu);
-    let w = vb.get(2, "w").unwrap().to_vec1::<f32>().unwrap();
-    assert_eq!(w, [1., 1.]);
+    for name in ["w", "marked", "parameter"] {
+        let w = vb.get(2, name).unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(w, [1., 1.], "{name}");
+    }
     weights.finish().unwrap();
 
     // Settings of omegaconf, made and filled; a Lightning callback.

@@ -53,7 +53,7 @@ impl Settings {
     }
 
     /// `alpha / rank`: 1 where neither the file nor its settings say otherwise. Each module has its own alpha, where diffusers 0.42 gives
-    /// attention's layers the most common one of kohya's file.
+    /// attention's layers, and all of the text encoders, the most common one of kohya's file.
     pub fn factor(&self, module: &Module, alpha: Option<f64>, rank: usize) -> Result<f64> {
         let component = format!("{}.", module.component);
         let prefixes: &[&str] = match module.prefixed {

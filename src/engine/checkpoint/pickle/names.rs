@@ -10,6 +10,8 @@ pub enum Class {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
+    /// A tensor that carried attributes of Python's: the call that makes it is an argument.
+    RebuildFromType,
     /// What a training's file has beside its tensors: a name that stands for nothing, and calling it makes nothing.
     Inert,
     /// With the place of its name in [`STORAGES`].
@@ -48,7 +50,11 @@ fn is_inert(module: &str, name: &str) -> bool {
         "argparse" => name == "Namespace",
         "typing" => name == "Any",
         "pathlib" => name.ends_with("Path"),
-        "torch" => matches!(name, "Size" | "device" | "float16" | "bfloat16" | "float32"),
+        "torch" => matches!(
+            name,
+            "Tensor" | "Size" | "device" | "float16" | "bfloat16" | "float32"
+        ),
+        "torch.nn.parameter" => name == "Parameter",
         _ => ["pytorch_lightning.", "lightning.", "omegaconf."]
             .iter()
             .any(|package| module.starts_with(package)),
@@ -81,7 +87,10 @@ impl<'a> Machine<'a> {
         let class = match (module, name) {
             ("collections", "OrderedDict") => Class::OrderedDict,
             ("torch._utils", "_rebuild_tensor_v2") => Class::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Class::RebuildParameter,
+            ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
+                Class::RebuildParameter
+            }
+            ("torch._tensor", "_rebuild_from_type_v2") => Class::RebuildFromType,
             ("torch" | "torch.storage", _) if storage.is_some() => {
                 Class::Storage(storage.unwrap_or_default())
             }
@@ -117,6 +126,15 @@ impl<'a> Machine<'a> {
                 self.push_dict(items)
             }
             (Class::Inert, _) => self.push(Value::None),
+            (
+                Class::RebuildFromType,
+                &[
+                    call @ Value::Class(Class::RebuildTensor | Class::RebuildParameter),
+                    _,
+                    args @ Value::Sequence(_),
+                    ..,
+                ],
+            ) => self.call(call, args),
             (Class::RebuildParameter, [tensor @ Value::Tensor(_), ..]) => self.push(*tensor),
             (
                 Class::RebuildTensor,

@@ -36,19 +36,24 @@ use reader::Reader;
 pub use size::Sizes;
 use towers::Towers;
 
-/// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31.
+/// transformers wrote a prefix before its version 5, and a buffer of positions before 4.31. A tower may stand in a file beside what whole
+/// CLIP adds.
 const PROJECTING: Naming = Naming {
     strip: "text_model.",
-    ignore: &["position_ids"],
-};
-/// A tower alone may stand in a file beside what whole CLIP adds.
-const TOWER: Naming = Naming {
     ignore: &[
         "position_ids",
-        "text_projection.*",
         "logit_scale",
         "vision_model.*",
         "visual_projection.*",
+    ],
+};
+const TOWER: Naming = Naming {
+    ignore: &[
+        "position_ids",
+        "logit_scale",
+        "vision_model.*",
+        "visual_projection.*",
+        "text_projection.*",
     ],
     ..PROJECTING
 };
