@@ -130,9 +130,7 @@ impl<A: Drawing> Line<A> {
 
     /// What the pictures of this line remember of it.
     fn remembered(&self) -> settings::Settings {
-        let command = command();
-        let command = command.find_subcommand(A::NAME).expect("it is a command");
-        settings::remembered(command, &self.matches)
+        settings::remembered(&command_of::<A>(), &self.matches)
     }
 }
 
@@ -143,6 +141,13 @@ pub fn command() -> clap::Command {
         _ => arg,
     };
     Cli::command().mut_subcommands(|command| command.mut_args(heeded))
+}
+
+/// One of its commands.
+fn command_of<A: Drawing>() -> clap::Command {
+    let command = command();
+    let command = command.find_subcommand(A::NAME);
+    command.expect("it is a command").clone()
 }
 
 /// Runs the command line of this process: 0 when all is done, 1 after a failure or when no row of a batch was drawn, 2 for a

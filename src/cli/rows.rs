@@ -3,7 +3,7 @@
 //! A row is the command line with the row's own flags after it, where the last of repeated flags counts.
 use super::args::Shard;
 use super::settings::{self, Settings};
-use super::{Drawing, Line, command, usage};
+use super::{Drawing, Line, command_of, usage};
 use anyhow::{Context, Result, anyhow, bail};
 use std::ffi::OsString;
 use std::fs::File;
@@ -59,9 +59,7 @@ impl<A: Drawing> Rows<A> {
             let settings: Settings = serde_json::from_str(text)
                 .map_err(|err| anyhow!("it begins with {{ and is no JSON object: {err}"))?;
             let row = settings::of_row(&settings)?;
-            let command = command();
-            let command = command.find_subcommand(A::NAME).expect("it is a command");
-            words = settings::turned_off(&words, &settings, command)?;
+            words = settings::turned_off(&words, &settings, &command_of::<A>())?;
             row
         } else {
             (Vec::new(), Some(text.to_owned()))

@@ -133,8 +133,8 @@ pub fn turned_off(
             flag.is_some_and(|arg| matches!(arg.get_action(), clap::ArgAction::SetTrue)),
             "\"{key}\" is false, which only a flag without a value can be"
         );
-        let long = OsString::from(format!("--{}", id.replace('_', "-")));
-        words.retain(|word| *word != long);
+        let name = id.replace('_', "-");
+        words.retain(|word| !is_one_of(word, &[&name]));
     }
     Ok(words)
 }

@@ -231,8 +231,10 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
 }
 
 fn log_memory(context: &CudaContext, when: &str) {
-    let memory = || memory(context).unwrap_or_else(|err| format!("unknown: {err}"));
-    tracing::debug!("the card's memory {when}: {}", memory());
+    tracing::debug!(
+        "the card's memory {when}: {}",
+        memory(context).unwrap_or_else(|err| format!("unknown: {err}"))
+    );
 }
 
 /// What is taken of the card's memory, and by whom.

@@ -6,6 +6,18 @@ use crate::support::{Folder, Run};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+/// One step of `owner/words`, to `a.png`.
+const WORDS: [&str; 8] = [
+    "txt2img",
+    "a cat",
+    "--model",
+    "owner/words",
+    "--steps",
+    "1",
+    "-o",
+    "a.png",
+];
+
 /// The names that were downloaded.
 fn downloaded(asked: &[String]) -> BTreeSet<String> {
     let names = asked.iter().filter_map(|line| {
@@ -63,17 +75,7 @@ fn what_was_downloaded_once_needs_no_request() {
 #[test]
 fn a_whole_model_in_the_cache_is_drawn_with_whatever_the_hub_answers() {
     let (hub, folder) = (Hub::new(), Folder::new());
-    let args = [
-        "txt2img",
-        "a cat",
-        "--model",
-        "owner/words",
-        "--steps",
-        "1",
-        "--overwrite",
-        "-o",
-        "a.png",
-    ];
+    let args = [&WORDS[..], &["--overwrite"]].concat();
     drew(&hub.run(&folder, &args));
     let repository = folder.file(".hub/hub/models--owner--words");
     for status in [401, 403, 404, 503] {
@@ -112,19 +114,7 @@ fn only_what_is_needed_is_downloaded() {
     ];
     let files = not_wanted.map(|name| (name.to_owned(), b"{}".to_vec()));
     hub.publish("owner/words", BTreeMap::from(files));
-    drew(&hub.run(
-        &folder,
-        &[
-            "txt2img",
-            "a cat",
-            "--model",
-            "owner/words",
-            "--steps",
-            "1",
-            "-o",
-            "a.png",
-        ],
-    ));
+    drew(&hub.run(&folder, &WORDS));
     let wanted = [
         "model_index.json",
         "scheduler/scheduler_config.json",

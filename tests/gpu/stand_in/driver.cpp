@@ -370,8 +370,8 @@ int cuEventRecord(void *, void *) { return SUCCESS; }
 
 int cuStreamBeginCapture_v2(void *, int) { recording = new Graph; return SUCCESS; }
 int cuStreamEndCapture(void *, void **handle) {
-    const bool valid = !failed();
-    if (valid && recording->held) return refuse(INVALID_VALUE, "a recording that keeps a block could not be started again");
+    const bool keeps = !failed() && recording->held, valid = !failed() && !keeps;
+    if (keeps) refuse(CAPTURE_INVALIDATED, "a recording that keeps a block could not be started again");
     *handle = valid ? recording : nullptr;
     if (!valid) delete recording;
     recording = nullptr;

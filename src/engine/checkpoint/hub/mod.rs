@@ -18,7 +18,7 @@ mod layout;
 mod settings;
 mod words;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use client::{About, Client, Failure};
 use download::Patience;
 pub use fetch::fetch;
@@ -279,24 +279,14 @@ impl Repository {
         }
         let wanted = self.cached.as_deref().unwrap_or(&self.revision);
         let repository = model(&self.id, wanted);
-        // Where the hub has no answer, what was downloaded in time is as good as ever.
-        let make_do = |why: String| {
-            tracing::warn!("{why}: using what the cache has");
-            self.silent.store(true, Ordering::Relaxed);
-            Ok(None)
-        };
         let list = match self.client.list(&repository) {
-            Ok(list) => list,
+            Ok(list) => Ok(list),
             Err(Failure::Broken(text)) if self.cached.is_some() => {
-                return make_do(format!("the hub cannot be reached ({text})"));
+                Err(anyhow!("the hub cannot be reached ({text})"))
             }
             // The hub is there; it may be busy.
             Err(failure @ Failure::Refused { .. }) if failure.may_pass() => {
-                match self.patiently(|| self.client.list(&repository)) {
-                    Ok(list) => list,
-                    Err(err) if self.cached.is_some() => return make_do(format!("{err:#}")),
-                    Err(err) => return Err(err),
-                }
+                self.patiently(|| self.client.list(&repository))
             }
             Err(Failure::Refused { status: 404, .. })
                 if wanted != self.revision && self.takes_new_commit()? =>
@@ -307,10 +297,17 @@ impl Repository {
                     self.revision
                 )
             }
-            Err(failure) if self.cached.is_some() => {
-                return make_do(format!("{:#}", self.asked().explain(failure)));
+            Err(failure) => Err(self.asked().explain(failure)),
+        };
+        let list = match list {
+            Ok(list) => list,
+            // What was downloaded in time is as good as ever.
+            Err(err) if self.cached.is_some() => {
+                tracing::warn!("{err:#}: using what the cache has");
+                self.silent.store(true, Ordering::Relaxed);
+                return Ok(None);
             }
-            Err(failure) => return Err(self.asked().explain(failure)),
+            Err(err) => return Err(err),
         };
         // Where this cannot be written, nothing else can, and that is told.
         let _ = self.layout.note_commit(&self.revision, &list.commit);
