@@ -12,7 +12,7 @@ use clap::{
 };
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 #[derive(Debug, Args)]
@@ -246,6 +246,12 @@ impl RevisionArgs {
             true => Network::Forbidden,
             false => Network::Allowed,
         };
+        if self.revision != "main" && (Checkpoint::is_demo(model) || Path::new(model).exists()) {
+            tracing::warn!(
+                "{model} is not on the hub: --revision {} is not used",
+                self.revision
+            );
+        }
         match Checkpoint::is_demo(model) {
             true => Checkpoint::demo(network, demo, config),
             false => Checkpoint::open_with(network, model, &self.revision, config),

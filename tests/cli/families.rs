@@ -244,19 +244,18 @@ fn a_network_alone_is_refused_by_its_name() {
 }
 
 #[test]
-fn a_negative_prompt_that_a_model_does_not_read_is_said() {
+fn what_a_model_with_its_guidance_inside_does_not_read_is_said() {
     let folder = Folder::new();
+    let flags = ["--negative-prompt=dog", "--guidance-rescale=0.7"];
     let run = draw(
         &folder,
         "lcm",
-        &["a cat", "--negative-prompt=dog", "-o", "a.png"],
+        &[&["a cat", "-o", "a.png"], &flags[..]].concat(),
     );
     assert_eq!(run.code, Some(0), "{run:?}");
-    assert!(
-        run.stderr.contains("the negative prompt is not read"),
-        "{}",
-        run.stderr
-    );
+    for said in ["the negative prompt is not read", "it is not rescaled"] {
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+    }
 }
 
 #[test]

@@ -258,6 +258,19 @@ fn quiet_is_silent_and_rust_log_and_verbose_say_more() {
 }
 
 #[test]
+fn a_revision_of_a_model_that_is_here_is_said_to_be_of_no_use() {
+    let folder = Folder::new();
+    let model = asset("tiny-ddpm");
+    for (model, name) in [(model.as_str(), "a.png"), ("demo", "b.png")] {
+        let flags = ["--model", model, "--revision=v2", "--steps=1", "-o", name];
+        let run = folder.run([&["ddpm"], &flags[..]].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        let said = format!("{model} is not on the hub: --revision v2 is not used");
+        assert!(run.stderr.contains(&said), "{}", run.stderr);
+    }
+}
+
+#[test]
 fn overwrite_replaces_what_is_there_and_nothing_else() {
     let folder = Folder::new();
     fs::write(folder.file("a.png"), "old").expect("the folder is writable");

@@ -155,6 +155,9 @@ impl Txt2ImgSystem {
                     "this model has its guidance inside: the negative prompt is not read"
                 );
             }
+            if rescale > 0.0 {
+                tracing::warn!("this model has its guidance inside: it is not rescaled");
+            }
             return Guidance::Embedded { scale };
         }
         match scale > 1.0 {
