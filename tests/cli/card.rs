@@ -111,3 +111,23 @@ fn picture_k_of_a_batch_is_close_to_that_seed_alone() {
         }
     }
 }
+
+/// Of a card that gives out no block as large as the decoder's largest map is: `tests/gpu/stand_in/run` has such a one.
+#[test]
+#[ignore = "needs the stand-in for a card, with STAND_IN_BLOCK=140000"]
+fn without_room_for_a_whole_map_the_decoder_draws_the_same_in_bands() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let draw = |device: &str| {
+        let name = format!("{device}.png");
+        let fixed = ["txt2img", "a cat", "--steps=1", "--seed=1", "-vv"];
+        let size = ["--width=32", "--height=192", "--dtype=f32"];
+        let place = ["--device", device, "--output", &name, "--model", &model];
+        let run = folder.run([&fixed[..], &size, &place].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        (pixels(&folder.read(&name)), run.stderr)
+    };
+    let (bands, log) = draw("cuda");
+    assert!(log.contains("the decoder works in bands"), "{log}");
+    let off = largest_difference(&bands, &draw("cpu").0);
+    assert!(off <= BOUND, "{off} of 255");
+}

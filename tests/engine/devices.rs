@@ -367,6 +367,30 @@ fn networks_in_f32_are_as_close_to_f64_as_those_of_torch() {
 const LUCK: f64 = 1.25;
 const LUCK_OF_ALL: f64 = 1.05;
 
+/// It is the same arithmetic, but for the order of the sums of a group norm.
+#[test]
+#[ignore = "needs a CUDA card"]
+fn decoders_in_bands_are_as_close_to_f64_as_in_one_piece() {
+    let mut wrong = vec![];
+    for (name, dtype) in VAES
+        .iter()
+        .flat_map(|name| [DType::F32, DType::F16, DType::BF16].map(|dtype| (*name, dtype)))
+    {
+        let (whole, expected) = on_the_card(name, dtype);
+        let whole = spread(&whole, &expected["f64"]);
+        for rows in [1, 3] {
+            let ours = on_card(|card| models::in_bands(name, &expected, rows, dtype, &card));
+            let ratio = spread(&ours, &expected["f64"]) / whole;
+            let what = format!("{name} in {}, bands of {rows}", dtype.as_str());
+            println!("{what}: {ratio:.2} of the whole decoder's");
+            if ratio.is_nan() || ratio > LUCK {
+                wrong.push(what);
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
 /// `tests/fixtures/half` says how far diffusers is. Both sides round the same weights, and differ in where they round results.
 #[test]
 #[ignore = "needs a CUDA card"]

@@ -83,4 +83,13 @@ impl Decoder {
             Self::Tiny(decoder) => decoder.decode(latents),
         }
     }
+
+    /// The same for one sample with little on the device at once, as `rows` of latents tell; the pixels are in main memory. The tiny one's maps
+    /// have a quarter of the channels: they are not divided.
+    pub fn decode_in_bands(&self, latents: &Tensor, rows: usize) -> Result<Tensor> {
+        match self {
+            Self::Kl(decoder) => decoder.decode_in_bands(latents, rows),
+            Self::Tiny(decoder) => decoder.decode(latents),
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::attention::{AttentionBlock, AttentionStyle};
 use super::resnet::{ResnetBlock, ResnetStyle};
 use super::transformer::{Text, TextAttention, TextSlots, Transformer2D, TransformerStyle};
-use crate::engine::nn::{Conv2d, ConvShape, Map};
+use crate::engine::nn::{Bands, Conv2d, ConvShape, Map};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -270,6 +270,23 @@ impl UpBlock {
                 let (h, w) = x.size()?;
                 conv.forward_enlarged(&x, (2 * h, 2 * w))
             }
+            None => Ok(x),
+        }
+    }
+
+    /// The same for bands of a map.
+    pub fn forward_bands(&self, mut x: Bands) -> Result<Bands> {
+        for layer in &self.layers {
+            if layer.attention.is_some() {
+                candle_core::bail!("attention needs all rows of a map at once");
+            }
+            x = layer.resnet.forward_bands(&x)?;
+        }
+        match &self.upsampler {
+            Some(conv) => x.each(|x| {
+                let (h, w) = x.size()?;
+                conv.forward_enlarged(x, (2 * h, 2 * w))
+            }),
             None => Ok(x),
         }
     }

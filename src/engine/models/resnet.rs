@@ -5,7 +5,7 @@
 //! y = (shortcut(x) + conv2(act(norm2(h)))) / output_scale_factor
 //! ```
 //! With `resnet_time_scale_shift` "scale_shift" the timestep enters after `norm2` instead, as `norm2(h) * (1 + scale) + shift`.
-use crate::engine::nn::{Activation, Conv2d, ConvShape, GroupNorm, Linear, Map};
+use crate::engine::nn::{Activation, Bands, Conv2d, ConvShape, GroupNorm, Linear, Map};
 use candle_core::{D, Result, Tensor};
 use candle_nn::VarBuilder;
 use serde::Deserialize;
@@ -104,15 +104,27 @@ impl ResnetBlock {
                 h = activation.of_map(&h)?;
             }
         }
+        self.closed(&h, x)
+    }
+
+    /// The same for bands of a map, without a timestep.
+    pub fn forward_bands(&self, x: &Bands) -> Result<Bands> {
+        let activation = self.style.activation;
+        let norm1 = self.norm1.of_bands(x)?;
+        let h = x.each(|x| self.conv1.forward(&norm1.forward_act(x, activation)?))?;
+        let norm2 = self.norm2.of_bands(&h)?;
+        h.each_with(x, |h, x| self.closed(&norm2.forward_act(h, activation)?, x))
+    }
+
+    /// `(shortcut(x) + conv2(h)) / output_scale_factor`
+    fn closed(&self, h: &Map, x: &Map) -> Result<Map> {
+        let divisor = self.style.output_scale_factor;
         match &self.conv_shortcut {
-            Some(shortcut) => self.conv2.forward_residual(
-                &h,
-                &shortcut.forward(x)?,
-                self.style.output_scale_factor,
-            ),
-            None => self
-                .conv2
-                .forward_residual(&h, x, self.style.output_scale_factor),
+            Some(shortcut) => {
+                let x = shortcut.forward(x)?;
+                self.conv2.forward_residual(h, &x, divisor)
+            }
+            None => self.conv2.forward_residual(h, x, divisor),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::blocks::{AttentionKind, BlockStyle, MidBlock, UpBlock};
 use super::config::{check_count, check_decoder, refuse_unsupported};
 use super::resnet::{ResnetStyle, TimeShift};
 use super::transformer::TextSlots;
-use crate::engine::nn::{Activation, Conv2d, ConvShape, GroupNorm, Map};
+use crate::engine::nn::{Activation, Bands, Conv2d, ConvShape, GroupNorm, Map};
 use anyhow::ensure;
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -206,6 +206,33 @@ impl VaeDecoder {
 
     /// Latents as the UNet knows them, `(b, latent_channels, h, w)`, to pixels around [-1, 1], `(b, out_channels, h * scale, w * scale)`.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut x = self.middle(latents)?;
+        for block in &self.up_blocks {
+            x = block.forward_alone(x)?;
+        }
+        // conv_act: SiLU whatever act_fn says, as in the reference.
+        x = self.conv_norm_out.forward_act(&x, Activation::Silu)?;
+        x = self.conv_out.forward(&x)?;
+        x.to_nchw()
+    }
+
+    /// The same for one sample, `(1, latent_channels, h, w)`, with what `rows` of its latents become on the device at once; the pixels are in
+    /// main memory.
+    pub fn decode_in_bands(&self, latents: &Tensor, rows: usize) -> Result<Tensor> {
+        let mut x = Bands::cut(&self.middle(latents)?, rows)?;
+        for block in &self.up_blocks {
+            x = block.forward_bands(x)?;
+        }
+        let norm = self.conv_norm_out.of_bands(&x)?;
+        x = x.each(|x| {
+            let x = norm.forward_act(x, Activation::Silu)?;
+            self.conv_out.forward(&x)
+        })?;
+        x.joined()?.to_nchw()
+    }
+
+    /// What the first of the `up_blocks` takes.
+    fn middle(&self, latents: &Tensor) -> Result<Map> {
         let latents = match &self.moments {
             // latents std / scaling_factor + mean
             Some((mean, std)) => (latents.to_dtype(DType::F32)?.broadcast_mul(std)?
@@ -217,16 +244,8 @@ impl VaeDecoder {
         if let Some(conv) = &self.post_quant_conv {
             x = conv.forward(&x)?;
         }
-        x = self
-            .mid_block
-            .forward(&self.conv_in.forward(&x)?, None, None)?;
-        for block in &self.up_blocks {
-            x = block.forward_alone(x)?;
-        }
-        // conv_act: SiLU whatever act_fn says, as in the reference.
-        x = self.conv_norm_out.forward_act(&x, Activation::Silu)?;
-        x = self.conv_out.forward(&x)?;
-        x.to_nchw()
+        self.mid_block
+            .forward(&self.conv_in.forward(&x)?, None, None)
     }
 }
 

@@ -4,6 +4,7 @@
 //! own operations (f64, where the tests take the arithmetic's exact value from them).
 mod activation;
 mod attention;
+mod bands;
 mod conv;
 mod linear;
 mod map;
@@ -11,6 +12,7 @@ mod norm;
 
 pub use activation::Activation;
 pub use attention::{SelfAttention, attention};
+pub use bands::Bands;
 pub use conv::{Conv2d, ConvShape};
 pub use linear::{Geglu, Linear};
 pub use map::Map;

@@ -1,8 +1,9 @@
 //! Normalisation: `y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias`, the moments in f32 or better.
+use super::bands::{BandNorm, Bands};
 use super::{Activation, Family, Map, small, values, write_f32};
 use crate::engine::cuda;
 use crate::engine::kernels::{self, GroupNormShape};
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 /// The scale and the shift of every channel, where the kernel that uses them wants them.
@@ -64,6 +65,20 @@ impl GroupNorm {
             Activation::Silu => self.run(x, true),
             other => other.of_map(&self.run(x, false)?),
         }
+    }
+
+    /// For the bands of a map, with the moments of all of them.
+    pub fn of_bands(&self, x: &Bands) -> Result<BandNorm> {
+        let (weight, bias) = match &self.affine {
+            Affine::Own { weight, bias } => {
+                let tensor = |numbers: &[f32]| Tensor::new(numbers, &Device::Cpu);
+                (tensor(weight)?, tensor(bias)?)
+            }
+            Affine::Card { weight, bias } | Affine::Candle { weight, bias } => {
+                (weight.clone(), bias.clone())
+            }
+        };
+        x.norm((&weight, &bias), self.groups, self.eps)
     }
 
     fn run(&self, x: &Map, silu: bool) -> Result<Map> {

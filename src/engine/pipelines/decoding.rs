@@ -18,6 +18,8 @@ const DECODER: Naming = Naming {
     strip: "",
     ignore: &["encoder.*", "quant_conv.*"],
 };
+/// Rows of latents in a band: for 1024 pixels across, a band of the widest map of the published decoders is 32 MB in f16.
+const BAND: usize = 8;
 
 /// The configurations of the decoders.
 pub struct Decoding {
@@ -96,6 +98,11 @@ impl Decoders {
     /// The picture of one sample `(1, c, h, w)`.
     pub fn picture(&self, latents: &Tensor) -> Result<RgbImage> {
         output::to_rgb(&self.decoder.decode(latents)?.get(0)?)
+    }
+
+    /// The same picture where a card has no room for that: the decoder works on a band of rows at a time.
+    pub fn picture_in_bands(&self, latents: &Tensor) -> Result<RgbImage> {
+        output::to_rgb(&self.decoder.decode_in_bands(latents, BAND)?.get(0)?)
     }
 
     /// The same without the large decoder's price, at the same size.

@@ -62,10 +62,7 @@ pub fn output(name: &str, e: &HashMap<String, Tensor>, dtype: DType, device: &De
     }
     let weights = builder(name, "diffusion_pytorch_model.safetensors", dtype, device);
     if VAES.contains(&name) {
-        let config: VaeConfig = config(name);
-        config.check().unwrap();
-        let vae = VaeDecoder::load(&config, weights, dtype).unwrap();
-        return vae.decode(&there("x")).unwrap();
+        return vae(name, weights, dtype).decode(&there("x")).unwrap();
     }
     if TINY_VAES.contains(&name) {
         let config: TinyVaeConfig = config(name);
@@ -85,6 +82,32 @@ pub fn output(name: &str, e: &HashMap<String, Tensor>, dtype: DType, device: &De
     });
     let t = f64::from(e["t"].to_scalar::<f32>().unwrap());
     unet.forward(&there("x"), t, text.as_ref()).unwrap()
+}
+
+fn vae(name: &str, weights: VarBuilder, dtype: DType) -> VaeDecoder {
+    let config: VaeConfig = config(name);
+    config.check().unwrap();
+    VaeDecoder::load(&config, weights, dtype).unwrap()
+}
+
+/// The same of a VAE's decoder that has no room for more than what `rows` of latents become.
+pub fn in_bands(
+    name: &str,
+    e: &HashMap<String, Tensor>,
+    rows: usize,
+    dtype: DType,
+    device: &Device,
+) -> Tensor {
+    let weights = builder(name, "diffusion_pytorch_model.safetensors", dtype, device);
+    let vae = vae(name, weights, dtype);
+    let x = e["x"].to_device(device).unwrap().to_dtype(dtype).unwrap();
+    let pictures: Vec<_> = (0..x.dim(0).unwrap())
+        .map(|k| {
+            vae.decode_in_bands(&x.narrow(0, k, 1).unwrap(), rows)
+                .unwrap()
+        })
+        .collect();
+    Tensor::cat(&pictures, 0).unwrap()
 }
 
 /// How far from the f64 output of a fixture f32 may be.

@@ -75,6 +75,27 @@ fn tiny_vae_decoders_are_diffusers() {
 }
 
 #[test]
+fn vae_decoders_in_bands_are_diffusers() {
+    for name in VAES {
+        let expected = tensors(&fixture("models").join(name).join("expected.safetensors"));
+        let exact = &expected["f64"];
+        for rows in [1, 2, 3, 7] {
+            for (dtype, bound) in [
+                (DType::F64, 2e-6 * magnitude(exact)),
+                (DType::F32, f32_bound(&expected)),
+            ] {
+                let ours = in_bands(name, &expected, rows, dtype, &Device::Cpu);
+                let error = distance(&ours, exact);
+                assert!(
+                    error <= bound,
+                    "{name} in bands of {rows}: {dtype:?} differs by {error:e}, more than {bound:e}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn text_towers_are_transformers() {
     compare(TOWERS);
 }

@@ -10,6 +10,7 @@
 //                      are one colour
 //   STAND_IN_CORES=N   multiprocessors, 132 unless given: other plans of products and norms
 //   STAND_IN_MEMORY=N  bytes that are given out at once, beside them those of one recording; more is CUDA_ERROR_OUT_OF_MEMORY
+//   STAND_IN_BLOCK=N   bytes of the largest block that is given out
 //   STAND_IN_RECORDED=N  bytes that a recording may take
 //   STAND_IN_FAILS=N   a recording fails at its step N, and with it all that comes before its end
 #include <stdio.h>
@@ -306,7 +307,7 @@ int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = 0, *total = 0,
 int cuDeviceGraphMemTrim(int) { kept_bytes = recorded_bytes; return SUCCESS; }
 int cuMemAllocAsync(char **at, size_t bytes, void *) {
     if (bytes == 0) return refuse(INVALID_VALUE, "a block of nothing");
-    if (!recording && full(bytes)) return OUT_OF_MEMORY;
+    if (!recording && (full(bytes) || beyond("STAND_IN_BLOCK", bytes))) return OUT_OF_MEMORY;
     const Block block = {(char *)(counts ? calloc(bytes, 1) : aligned_alloc(256, (bytes + 511) / 256 * 256)), bytes};
     *at = block.at;
     if (const int status = submit([=] { block.forget(); })) {

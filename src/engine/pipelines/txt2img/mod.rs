@@ -25,7 +25,7 @@ use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::noise::Noise;
 use crate::engine::progress::{Phase, Progress};
-use crate::engine::runtime::Runtime;
+use crate::engine::runtime::{self, Runtime};
 use crate::engine::schedulers::SchedulerConfig;
 use crate::engine::{cost::Network, denoise::denoise};
 use anyhow::{Context, Result, ensure};
@@ -329,7 +329,14 @@ impl Pipeline for Txt2Img<'_> {
             let picture = |k| {
                 let latents = latents.narrow(0, k, 1)?;
                 let decode = || self.decoders.picture(&latents);
-                self.unet.make_room_for(decode)
+                match self.unet.make_room_for(decode) {
+                    Err(error) if runtime::is_full(&error) => {
+                        tracing::debug!("the card's memory is full: the decoder works in bands");
+                        graph::trim(&self.runtime.device);
+                        self.decoders.picture_in_bands(&latents)
+                    }
+                    whole => whole,
+                }
             };
             (0..jobs.len()).map(picture).collect()
         })

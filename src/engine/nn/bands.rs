@@ -1,0 +1,186 @@
+//! A map for which a card has no room: it lies in main memory and goes through the layers in bands of rows, a band on the card at a time.
+//!
+//! The numbers are those of the whole map. A convolution sees the rows beside its band, and a group norm takes its moments from all bands:
+//! each band's channels have theirs from when it was made, which add up as Chan, Golub & LeVeque 1979, (2.1), tell.
+use super::{Activation, Map};
+use candle_core::{DType, Device, Result, Tensor};
+
+/// Rows that layers read beyond the band that they make, on each side: what a kernel of 3 reaches.
+const HALO: usize = 1;
+
+/// One image, `(1, h, w, c)`.
+pub struct Bands {
+    /// From the top.
+    bands: Vec<Band>,
+    /// Where the work is done.
+    device: Device,
+}
+
+struct Band {
+    /// `(1, rows, w, c)`, in main memory.
+    map: Tensor,
+    /// Of each channel: the mean, and the sum of the squared distances from it.
+    moments: Vec<(f64, f64)>,
+}
+
+impl Band {
+    /// Takes the map home.
+    fn new(map: &Tensor) -> Result<Self> {
+        let x = wide(&map.flatten_to(2)?)?;
+        let mean = x.mean_keepdim(0)?;
+        let squares = x.broadcast_sub(&mean)?.sqr()?.sum(0)?;
+        let numbers = |x: &Tensor| x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+        Ok(Self {
+            map: map.to_device(&Device::Cpu)?,
+            moments: std::iter::zip(numbers(&mean)?, numbers(&squares)?).collect(),
+        })
+    }
+
+    fn rows(&self) -> Result<usize> {
+        self.map.dim(1)
+    }
+
+    fn pixels(&self) -> Result<f64> {
+        Ok((self.rows()? * self.map.dim(2)?) as f64)
+    }
+}
+
+impl Bands {
+    /// Of `rows` each, and what is left.
+    pub fn cut(map: &Map, rows: usize) -> Result<Self> {
+        let map = map.nhwc()?;
+        let height = map.dim(1)?;
+        let bands = (0..height)
+            .step_by(rows)
+            .map(|top| Band::new(&map.narrow(1, top, rows.min(height - top))?));
+        Ok(Self {
+            bands: bands.collect::<Result<_>>()?,
+            device: map.device().clone(),
+        })
+    }
+
+    /// What a layer makes of the map, from what it makes of each band with the rows beside it.
+    pub fn each(&self, layer: impl Fn(&Map) -> Result<Map>) -> Result<Self> {
+        self.made(|i| layer(&self.with_halo(i)?))
+    }
+
+    /// The same of two maps of one size.
+    pub fn each_with(
+        &self,
+        other: &Self,
+        layer: impl Fn(&Map, &Map) -> Result<Map>,
+    ) -> Result<Self> {
+        self.made(|i| layer(&self.with_halo(i)?, &other.with_halo(i)?))
+    }
+
+    fn made(&self, layer: impl Fn(usize) -> Result<Map>) -> Result<Self> {
+        let bands = 0..self.bands.len();
+        let bands = bands.map(|i| Band::new(&self.without_halo(i, layer(i)?)?));
+        Ok(Self {
+            bands: bands.collect::<Result<_>>()?,
+            device: self.device.clone(),
+        })
+    }
+
+    /// The map in one piece, in main memory.
+    pub fn joined(&self) -> Result<Map> {
+        let bands: Vec<_> = self.bands.iter().map(|band| &band.map).collect();
+        Ok(Map::from_nhwc(Tensor::cat(&bands, 1)?))
+    }
+
+    /// Band `i` with the rows beside it, of which the map's first and last band have none on one side, where a convolution pads.
+    fn with_halo(&self, i: usize) -> Result<Map> {
+        let mut parts = vec![self.bands[i].map.clone()];
+        if let Some(before) = i.checked_sub(1) {
+            let before = &self.bands[before];
+            parts.insert(0, before.map.narrow(1, before.rows()? - HALO, HALO)?);
+        }
+        if let Some(after) = self.bands.get(i + 1) {
+            parts.push(after.map.narrow(1, 0, HALO)?);
+        }
+        let rows = Tensor::cat(&parts, 1)?;
+        Ok(Map::from_nhwc(rows.to_device(&self.device)?))
+    }
+
+    /// Of what was made of [`Bands::with_halo`], and may be larger, the band's own rows.
+    fn without_halo(&self, i: usize, made: Map) -> Result<Tensor> {
+        let made = made.nhwc()?;
+        let own = self.bands[i].rows()?;
+        let before = HALO * usize::from(i > 0);
+        let after = HALO * usize::from(i + 1 < self.bands.len());
+        let times = made.dim(1)? / (before + own + after);
+        made.narrow(1, before * times, own * times)?.contiguous()
+    }
+
+    /// Mean and variance of each of `groups` groups of channels, over all pixels.
+    fn moments(&self, groups: usize) -> Result<Vec<(f64, f64)>> {
+        let mut moments = vec![(0.0, 0.0); groups];
+        let mut counts = vec![0.0; groups];
+        for band in &self.bands {
+            let pixels = band.pixels()?;
+            let width = band.moments.len() / groups;
+            for (c, &(mean, squares)) in band.moments.iter().enumerate() {
+                let (of_all, squares_of_all) = &mut moments[c / width];
+                let count = &mut counts[c / width];
+                let distance = mean - *of_all;
+                let share = pixels / (*count + pixels);
+                *of_all += distance * share;
+                *squares_of_all += squares + distance * distance * *count * share;
+                *count += pixels;
+            }
+        }
+        let moments = std::iter::zip(moments, counts);
+        Ok(moments.map(|((m, s), n)| (m, s / n)).collect())
+    }
+
+    /// A group norm of this map, for its bands. `weight` and `bias` have a number for each channel.
+    pub(super) fn norm(
+        &self,
+        (weight, bias): (&Tensor, &Tensor),
+        groups: usize,
+        eps: f64,
+    ) -> Result<BandNorm> {
+        let moments = self.moments(groups)?;
+        let channels = weight.dim(0)?;
+        let of_channels = |f: fn((f64, f64), f64) -> f64| {
+            let numbers = (0..channels).map(|c| f(moments[c * groups / channels], eps));
+            let numbers = Tensor::from_iter(numbers, &self.device)?;
+            numbers.to_dtype(wide_dtype(weight.dtype()))
+        };
+        let deviation = of_channels(|(_, variance), eps| (variance + eps).sqrt())?;
+        Ok(BandNorm {
+            mean: of_channels(|(mean, _), _| mean)?,
+            scale: (wide(weight)? / deviation)?,
+            bias: wide(bias)?,
+        })
+    }
+}
+
+/// `(x - mean) * scale + bias`, a number for each channel.
+pub struct BandNorm {
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+}
+
+impl BandNorm {
+    /// Of a band, and its activation; rounded once.
+    pub fn forward_act(&self, x: &Map, activation: Activation) -> Result<Map> {
+        let x = x.nhwc()?;
+        let y = wide(&x)?.broadcast_sub(&self.mean)?;
+        let y = y.broadcast_mul(&self.scale)?.broadcast_add(&self.bias)?;
+        Ok(Map::from_nhwc(activation.of(&y)?.to_dtype(x.dtype())?))
+    }
+}
+
+/// What sums are taken in.
+fn wide_dtype(dtype: DType) -> DType {
+    match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
+    }
+}
+
+fn wide(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(wide_dtype(x.dtype()))
+}
