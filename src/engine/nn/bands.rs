@@ -1,7 +1,7 @@
 //! A map for which a card has no room: it lies in main memory and goes through the layers in bands of rows, a band on the card at a time.
 //!
 //! The numbers are those of the whole map. A convolution sees the rows beside its band, and a group norm takes its moments from all bands:
-//! each band's channels have theirs from when it was made, which add up as Chan, Golub & LeVeque 1979, (2.1), tell.
+//! each band's channels have theirs from when it was made, and they are joined pair by pair (Chan, Golub & LeVeque 1979).
 use super::{Activation, Map};
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -31,7 +31,8 @@ impl Band {
         let squares = x.broadcast_sub(&mean)?.sqr()?.sum(0)?;
         let numbers = |x: &Tensor| x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
         Ok(Self {
-            map: map.to_device(&Device::Cpu)?,
+            // A part of a map would take all of it along.
+            map: map.force_contiguous()?.to_device(&Device::Cpu)?,
             moments: std::iter::zip(numbers(&mean)?, numbers(&squares)?).collect(),
         })
     }
@@ -109,7 +110,7 @@ impl Bands {
         let before = HALO * usize::from(i > 0);
         let after = HALO * usize::from(i + 1 < self.bands.len());
         let times = made.dim(1)? / (before + own + after);
-        made.narrow(1, before * times, own * times)?.contiguous()
+        made.narrow(1, before * times, own * times)
     }
 
     /// Mean and variance of each of `groups` groups of channels, over all pixels.
