@@ -1,5 +1,4 @@
 //! What a container or a shell leaves of a Linux machine's memory: control groups of both versions, and `ulimit -v`.
-use super::kilobytes;
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +69,7 @@ impl Version {
 #[cfg(unix)]
 fn left_of_addresses() -> Option<u64> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::As).current?;
-    Some(limit.saturating_sub(kilobytes("/proc/self/status", "VmSize:")?))
+    Some(limit.saturating_sub(super::kilobytes("/proc/self/status", "VmSize:")?))
 }
 
 #[cfg(not(unix))]
