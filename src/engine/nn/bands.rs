@@ -19,8 +19,34 @@ pub struct Bands {
 struct Band {
     /// `(1, rows, w, c)`, in main memory.
     map: Tensor,
-    /// Of each channel: the mean, and the sum of the squared distances from it.
-    moments: Vec<(f64, f64)>,
+    /// Of each channel.
+    moments: Vec<Moments>,
+}
+
+/// Of some numbers.
+#[derive(Clone, Copy, Default)]
+struct Moments {
+    count: f64,
+    mean: f64,
+    /// The sum of the squared distances from the mean.
+    squares: f64,
+}
+
+impl Moments {
+    fn and(self, more: Self) -> Self {
+        let distance = more.mean - self.mean;
+        let count = self.count + more.count;
+        let share = more.count / count;
+        Self {
+            count,
+            mean: self.mean + distance * share,
+            squares: self.squares + more.squares + distance * distance * self.count * share,
+        }
+    }
+
+    fn variance(&self) -> f64 {
+        self.squares / self.count
+    }
 }
 
 impl Band {
@@ -30,19 +56,22 @@ impl Band {
         let mean = x.mean_keepdim(0)?;
         let squares = x.broadcast_sub(&mean)?.sqr()?.sum(0)?;
         let numbers = |x: &Tensor| x.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>();
+        let count = x.dim(0)? as f64;
+        let moments = std::iter::zip(numbers(&mean)?, numbers(&squares)?);
+        let moments = moments.map(|(mean, squares)| Moments {
+            count,
+            mean,
+            squares,
+        });
         Ok(Self {
             // A part of a map would take all of it along.
             map: map.force_contiguous()?.to_device(&Device::Cpu)?,
-            moments: std::iter::zip(numbers(&mean)?, numbers(&squares)?).collect(),
+            moments: moments.collect(),
         })
     }
 
     fn rows(&self) -> Result<usize> {
         self.map.dim(1)
-    }
-
-    fn pixels(&self) -> Result<f64> {
-        Ok((self.rows()? * self.map.dim(2)?) as f64)
     }
 }
 
@@ -113,25 +142,16 @@ impl Bands {
         made.narrow(1, before * times, own * times)
     }
 
-    /// Mean and variance of each of `groups` groups of channels, over all pixels.
-    fn moments(&self, groups: usize) -> Result<Vec<(f64, f64)>> {
-        let mut moments = vec![(0.0, 0.0); groups];
-        let mut counts = vec![0.0; groups];
+    /// Of each of `groups` groups of channels.
+    fn moments(&self, groups: usize) -> Vec<Moments> {
+        let mut all = vec![Moments::default(); groups];
         for band in &self.bands {
-            let pixels = band.pixels()?;
             let width = band.moments.len() / groups;
-            for (c, &(mean, squares)) in band.moments.iter().enumerate() {
-                let (of_all, squares_of_all) = &mut moments[c / width];
-                let count = &mut counts[c / width];
-                let distance = mean - *of_all;
-                let share = pixels / (*count + pixels);
-                *of_all += distance * share;
-                *squares_of_all += squares + distance * distance * *count * share;
-                *count += pixels;
+            for (of_all, channels) in all.iter_mut().zip(band.moments.chunks(width)) {
+                *of_all = channels.iter().copied().fold(*of_all, Moments::and);
             }
         }
-        let moments = std::iter::zip(moments, counts);
-        Ok(moments.map(|((m, s), n)| (m, s / n)).collect())
+        all
     }
 
     /// A group norm of this map, for its bands. `weight` and `bias` have a number for each channel.
@@ -141,16 +161,16 @@ impl Bands {
         groups: usize,
         eps: f64,
     ) -> Result<BandNorm> {
-        let moments = self.moments(groups)?;
+        let moments = self.moments(groups);
         let channels = weight.dim(0)?;
-        let of_channels = |f: fn((f64, f64), f64) -> f64| {
-            let numbers = (0..channels).map(|c| f(moments[c * groups / channels], eps));
+        let of_channels = |f: &dyn Fn(&Moments) -> f64| {
+            let numbers = (0..channels).map(|c| f(&moments[c * groups / channels]));
             let numbers = Tensor::from_iter(numbers, &self.device)?;
             numbers.to_dtype(wide_dtype(weight.dtype()))
         };
-        let deviation = of_channels(|(_, variance), eps| (variance + eps).sqrt())?;
+        let deviation = of_channels(&|group| (group.variance() + eps).sqrt())?;
         Ok(BandNorm {
-            mean: of_channels(|(mean, _), _| mean)?,
+            mean: of_channels(&|group| group.mean)?,
             scale: (wide(weight)? / deviation)?,
             bias: wide(bias)?,
         })
