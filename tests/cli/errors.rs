@@ -1,7 +1,6 @@
 //! What goes wrong, and the one line that says so.
-use crate::support::{Folder, Run};
+use crate::support::Folder;
 use proptest::prelude::*;
-use std::process::Command;
 
 /// Runs `args`; the exit code is `code`, stdout is empty and stderr one line that holds every one of `parts`.
 #[track_caller]
@@ -431,8 +430,8 @@ fn a_file_that_is_missing_is_called_so() {
 
 /// The program under a limit of the shell's.
 #[cfg(target_os = "linux")]
-fn limited(folder: &Folder, limit: &str, args: &[&str]) -> Run {
-    let (program, mut shell) = (folder.command(args), Command::new("sh"));
+fn limited(folder: &Folder, limit: &str, args: &[&str]) -> crate::support::Run {
+    let (program, mut shell) = (folder.command(args), std::process::Command::new("sh"));
     shell.args(["-c", &format!("{limit}; exec \"$@\""), "sh"]);
     shell.arg(program.get_program()).args(program.get_args());
     let shell = shell.current_dir(folder.path());
