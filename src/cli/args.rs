@@ -12,7 +12,7 @@ use clap::{
 };
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 #[derive(Debug, Args)]
@@ -246,16 +246,17 @@ impl RevisionArgs {
             true => Network::Forbidden,
             false => Network::Allowed,
         };
-        if self.revision != "main" && (Checkpoint::is_demo(model) || Path::new(model).exists()) {
+        let checkpoint = match Checkpoint::is_demo(model) {
+            true => Checkpoint::demo(network, demo, config)?,
+            false => Checkpoint::open_with(network, model, &self.revision, config)?,
+        };
+        if self.revision != "main" && checkpoint.commit().is_none() {
             tracing::warn!(
                 "{model} is not on the hub: --revision {} is not used",
                 self.revision
             );
         }
-        match Checkpoint::is_demo(model) {
-            true => Checkpoint::demo(network, demo, config),
-            false => Checkpoint::open_with(network, model, &self.revision, config),
-        }
+        Ok(checkpoint)
     }
 }
 
