@@ -2,7 +2,7 @@
 //!
 //! The numbers are those of the whole map. A convolution sees the rows beside its band, and a group norm takes its moments from all bands:
 //! each band's channels have theirs from when it was made, and they are joined pair by pair (Chan, Golub & LeVeque 1979).
-use super::{Activation, Map};
+use super::{Map, wide};
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Rows that layers read beyond the band that they make, on each side: what a kernel of 3 reaches.
@@ -12,7 +12,6 @@ const HALO: usize = 1;
 pub struct Bands {
     /// From the top.
     bands: Vec<Band>,
-    /// Where the work is done.
     device: Device,
 }
 
@@ -25,9 +24,9 @@ struct Band {
 
 /// Of some numbers.
 #[derive(Clone, Copy, Default)]
-struct Moments {
+pub(super) struct Moments {
     count: f64,
-    mean: f64,
+    pub mean: f64,
     /// The sum of the squared distances from the mean.
     squares: f64,
 }
@@ -44,7 +43,7 @@ impl Moments {
         }
     }
 
-    fn variance(&self) -> f64 {
+    pub fn variance(&self) -> f64 {
         self.squares / self.count
     }
 }
@@ -112,6 +111,11 @@ impl Bands {
         })
     }
 
+    /// Where the work is done.
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The map in one piece, in main memory.
     pub fn joined(&self) -> Result<Map> {
         let bands: Vec<_> = self.bands.iter().map(|band| &band.map).collect();
@@ -143,7 +147,7 @@ impl Bands {
     }
 
     /// Of each of `groups` groups of channels.
-    fn moments(&self, groups: usize) -> Vec<Moments> {
+    pub(super) fn moments(&self, groups: usize) -> Vec<Moments> {
         let mut all = vec![Moments::default(); groups];
         for band in &self.bands {
             let width = band.moments.len() / groups;
@@ -153,55 +157,4 @@ impl Bands {
         }
         all
     }
-
-    /// A group norm of this map, for its bands. `weight` and `bias` have a number for each channel.
-    pub(super) fn norm(
-        &self,
-        (weight, bias): (&Tensor, &Tensor),
-        groups: usize,
-        eps: f64,
-    ) -> Result<BandNorm> {
-        let moments = self.moments(groups);
-        let channels = weight.dim(0)?;
-        let of_channels = |f: &dyn Fn(&Moments) -> f64| {
-            let numbers = (0..channels).map(|c| f(&moments[c * groups / channels]));
-            let numbers = Tensor::from_iter(numbers, &self.device)?;
-            numbers.to_dtype(wide_dtype(weight.dtype()))
-        };
-        let deviation = of_channels(&|group| (group.variance() + eps).sqrt())?;
-        Ok(BandNorm {
-            mean: of_channels(&|group| group.mean)?,
-            scale: (wide(weight)? / deviation)?,
-            bias: wide(bias)?,
-        })
-    }
-}
-
-/// `(x - mean) * scale + bias`, a number for each channel.
-pub struct BandNorm {
-    mean: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-}
-
-impl BandNorm {
-    /// Of a band, and its activation; rounded once.
-    pub fn forward_act(&self, x: &Map, activation: Activation) -> Result<Map> {
-        let x = x.nhwc()?;
-        let y = wide(&x)?.broadcast_sub(&self.mean)?;
-        let y = y.broadcast_mul(&self.scale)?.broadcast_add(&self.bias)?;
-        Ok(Map::from_nhwc(activation.of(&y)?.to_dtype(x.dtype())?))
-    }
-}
-
-/// What sums are taken in.
-fn wide_dtype(dtype: DType) -> DType {
-    match dtype {
-        DType::F16 | DType::BF16 => DType::F32,
-        other => other,
-    }
-}
-
-fn wide(x: &Tensor) -> Result<Tensor> {
-    x.to_dtype(wide_dtype(x.dtype()))
 }

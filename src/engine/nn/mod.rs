@@ -62,6 +62,14 @@ fn small(vb: &VarBuilder, length: usize, name: &str) -> Result<Vec<f32>> {
     vb.get(length, name)?.to_dtype(DType::F32)?.to_vec1()
 }
 
+/// As what sums are taken in: f32 for 16 bits.
+fn wide(x: &Tensor) -> Result<Tensor> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.to_dtype(DType::F32),
+        _ => Ok(x.clone()),
+    }
+}
+
 /// The numbers of a tensor on the CPU, borrowed from it. `S` is candle's guard, whose type has no public name.
 struct Values<S> {
     storage: S,

@@ -1,9 +1,9 @@
 //! Normalisation: `y = (x - E[x]) / sqrt(Var[x] + eps) * weight + bias`, the moments in f32 or better.
-use super::bands::{BandNorm, Bands};
-use super::{Activation, Family, Map, small, values, write_f32};
+use super::bands::{Bands, Moments};
+use super::{Activation, Family, Map, small, values, wide, write_f32};
 use crate::engine::cuda;
 use crate::engine::kernels::{self, GroupNormShape};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 /// The scale and the shift of every channel, where the kernel that uses them wants them.
@@ -78,7 +78,19 @@ impl GroupNorm {
                 (weight.clone(), bias.clone())
             }
         };
-        x.norm((&weight, &bias), self.groups, self.eps)
+        let (weight, bias) = (wide(&weight)?, wide(&bias)?);
+        let moments = x.moments(self.groups);
+        let channels = weight.dim(0)?;
+        let of_channels = |f: &dyn Fn(&Moments) -> f64| {
+            let numbers = (0..channels).map(|c| f(&moments[c * self.groups / channels]));
+            Tensor::from_iter(numbers, x.device())?.to_dtype(weight.dtype())
+        };
+        let deviation = of_channels(&|group| (group.variance() + self.eps).sqrt())?;
+        Ok(BandNorm {
+            mean: of_channels(&|group| group.mean)?,
+            scale: (&weight / deviation)?,
+            bias,
+        })
     }
 
     fn run(&self, x: &Map, silu: bool) -> Result<Map> {
@@ -114,6 +126,23 @@ impl GroupNorm {
             }
         };
         Ok(Map::from_nhwc(y))
+    }
+}
+
+/// A group norm of one map, for its bands: `(x - mean) * scale + bias`, a number for each channel.
+pub struct BandNorm {
+    mean: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+}
+
+impl BandNorm {
+    /// Of a band, and its activation; rounded once.
+    pub fn forward_act(&self, x: &Map, activation: Activation) -> Result<Map> {
+        let x = x.nhwc()?;
+        let y = wide(&x)?.broadcast_sub(&self.mean)?;
+        let y = y.broadcast_mul(&self.scale)?.broadcast_add(&self.bias)?;
+        Ok(Map::from_nhwc(activation.of(&y)?.to_dtype(x.dtype())?))
     }
 }
 
@@ -158,10 +187,7 @@ impl LayerNorm {
 
 fn normalise(x: &Tensor, axes: &[usize], eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
-    let x = match dtype {
-        DType::F16 | DType::BF16 => x.to_dtype(DType::F32)?,
-        _ => x.clone(),
-    };
+    let x = wide(x)?;
     let centred = x.broadcast_sub(&x.mean_keepdim(axes)?)?;
     let variance = centred.sqr()?.mean_keepdim(axes)?;
     centred
