@@ -87,6 +87,42 @@ fn a_file_whose_layers_differ_inside_of_a_block_is_drawn_as_diffusers_draws_it()
 }
 
 #[test]
+fn a_file_of_playground_is_drawn_as_diffusers_draws_it() {
+    let folder = same_as_diffusers("xl-playground.safetensors", &[]);
+    // The file alone tells the same scheduler.
+    for name in ["tokenizer", "tokenizer_2"] {
+        copy(&folder.file("config").join(name), &folder.file(name));
+    }
+    let schedule = |more: &[&str]| {
+        let run = draw(
+            &folder,
+            "xl-playground.safetensors",
+            &[&["--print-schedule"], more].concat(),
+        );
+        assert_eq!(run.code, Some(0), "{}", run.stderr);
+        run.stdout
+    };
+    let alone = schedule(&[]);
+    assert!(alone.contains("EDMDPMSolverMultistepScheduler"), "{alone}");
+    let alone = alone.replace("default of the class", "file");
+    assert_eq!(alone, schedule(&["--config=config"]));
+}
+
+#[test]
+fn a_file_with_half_of_playgrounds_moments_is_refused() {
+    let folder = folder("xl-playground.safetensors");
+    let mut tensors =
+        candle_core::safetensors::load(folder.file("xl-playground.safetensors"), &Device::Cpu)
+            .expect("a fixture");
+    tensors.remove("edm_std").expect("it is there");
+    candle_core::safetensors::save(&tensors, folder.file("half.safetensors")).expect("written");
+    let run = draw(&folder, "half.safetensors", &["--config=config"]);
+    assert_eq!(run.code, Some(1), "{}", run.stderr);
+    let said = "half.safetensors: tensor edm_std: it is missing";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+}
+
+#[test]
 fn the_tokenizer_may_lie_beside_the_file_and_the_shapes_tell_the_rest() {
     let folder = folder("sd1.safetensors");
     copy(&folder.file("config/tokenizer"), &folder.file("tokenizer"));

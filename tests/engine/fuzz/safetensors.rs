@@ -66,13 +66,16 @@ enum Damage {
     Rename(Index, &'static str),
     /// A tensor is described twice.
     Double(Index),
+    /// A number without axes has a tensor's name.
+    Number(Index),
     /// Bytes at the end, more or less.
     Length(i16),
     /// The header's length, more or less.
     Claim(i64),
     /// A byte of the header.
     Byte(Index, u8),
-    Number(Index),
+    /// Numbers that are none.
+    Nan(Index),
 }
 
 fn damage() -> impl Strategy<Value = Damage> {
@@ -84,10 +87,11 @@ fn damage() -> impl Strategy<Value = Damage> {
         2 => (at(), at()).prop_map(|(a, b)| Damage::Swap(a, b)),
         2 => (at(), prop::sample::select(NAMES.to_vec())).prop_map(|(at, name)| Damage::Rename(at, name)),
         1 => at().prop_map(Damage::Double),
+        2 => at().prop_map(Damage::Number),
         1 => any::<i16>().prop_map(Damage::Length),
         1 => prop_oneof![(-9i64..9), any::<i64>()].prop_map(Damage::Claim),
         1 => (at(), any::<u8>()).prop_map(|(at, byte)| Damage::Byte(at, byte)),
-        2 => at().prop_map(Damage::Number),
+        2 => at().prop_map(Damage::Nan),
     ]
 }
 
@@ -146,13 +150,21 @@ fn damaged(file: &[u8], damages: &[Damage]) -> Vec<u8> {
                 let key = key(at);
                 double = format!(",{}:{}", json!(key), header[&key]);
             }
+            Damage::Number(at) => {
+                let key = key(at);
+                let end = data.len();
+                let number = json!({"dtype": "F32", "shape": [], "data_offsets": [end, end + 4]});
+                let whole = header.insert(key, number).unwrap();
+                header.insert("the rest".to_owned(), whole);
+                data.extend([0; 4]);
+            }
             Damage::Length(by) => {
                 let length = data.len().saturating_add_signed(isize::from(*by) / 64);
                 data.resize(length, 7);
             }
             Damage::Claim(by) => claim = *by,
             Damage::Byte(at, byte) => bytes.push((*at, *byte)),
-            Damage::Number(at) => {
+            Damage::Nan(at) => {
                 let at = at.index(data.len().max(1)) & !3;
                 if let Some(number) = data.get_mut(at..at + 4) {
                     number.fill(0xff);
@@ -277,6 +289,31 @@ fn no_damage_to_a_file_with_everything_panics() {
             &Checkpoint::open_with(network, file, "main", config)?,
             "a cat",
         )
+    });
+}
+
+#[test]
+fn no_damage_to_a_file_that_tells_its_own_configurations_panics() {
+    let names = ["sd1", "xl-pruned", "xl-playground"];
+    let files = names.map(|name| fixture(&format!("single/{name}.safetensors")));
+    let model = Model::new(BTreeMap::new());
+    for component in ["tokenizer", "tokenizer_2"] {
+        std::fs::create_dir(model.path().join(component)).unwrap();
+    }
+    let inputs = (0..files.len(), damages());
+    fuzz(128, inputs, "all configurations told", |(at, damages)| {
+        model.spoil("all.safetensors", damaged(&files[*at], damages));
+        let file = model.path().join("all.safetensors");
+        let file = file.to_str().unwrap();
+        let checkpoint = Checkpoint::open_with(Network::Forbidden, file, "main", None)?;
+        for component in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+            if checkpoint.component_class(component).is_some() {
+                checkpoint.json(component, "config.json")?;
+                let files = checkpoint.prepare_weights(component, DType::F32)?;
+                Weights::open(&files, Naming::default())?;
+            }
+        }
+        Ok("all configurations told")
     });
 }
 

@@ -10,7 +10,7 @@ const HEAD: usize = 64;
 /// Heads of Stable Diffusion 1, in every block.
 const HEADS: usize = 8;
 
-/// The shapes in the file, by name.
+/// The shapes in the file, by name; each has an axis at least.
 type Shapes<'a> = dyn Fn(&str) -> Option<&'a [usize]> + 'a;
 
 /// The configuration of a component, or the model's index for "".
@@ -189,8 +189,7 @@ fn unet<'a>(family: Family, shape: &Shapes<'a>, names: &[&str]) -> Result<Value>
     }
     if let Some(inputs) = of("label_emb.0.0.weight").and_then(|shape| shape.get(1)) {
         // The pooled text and six numbers, each as a sinusoid.
-        let text = shape(&format!("{OPEN_CLIP_OF_TWO}text_projection"));
-        let text = text.and_then(|shape| shape.get(1)).copied().unwrap_or(0);
+        let text = projected(OPEN_CLIP_OF_TWO, shape).unwrap_or(0);
         config["addition_embed_type"] = json!("text_time");
         config["addition_time_embed_dim"] = json!(inputs.saturating_sub(text) / 6);
         config["projection_class_embeddings_input_dim"] = json!(inputs);
@@ -287,10 +286,17 @@ fn open_clip<'a>(
         of("transformer.resblocks.0.mlp.c_fc.weight"),
         (read(layers), "gelu"),
     )?;
-    if let Some(width) = of("text_projection").and_then(|shape| shape.get(1)) {
+    if let Some(width) = projected(prefix, shape) {
         config["projection_dim"] = json!(width);
     }
     Ok(config)
+}
+
+/// The width of a tower's pooled text. Its projection lies with the outputs last, and first in files that diffusers' scripts make.
+fn projected(prefix: &str, shape: &Shapes<'_>) -> Option<usize> {
+    let turned = || shape(&format!("{prefix}text_projection.weight"))?.first();
+    let own = shape(&format!("{prefix}text_projection")).and_then(|shape| shape.get(1));
+    own.or_else(turned).copied()
 }
 
 fn tower(
@@ -458,7 +464,13 @@ mod tests {
             format!("{OPEN_CLIP_OF_TWO}text_projection"),
             vec![1280, 1280],
         );
-        let xl = config(Family::Both, &xl);
+        let told = config(Family::Both, &xl);
+        // As diffusers' scripts write it.
+        let projection = xl.remove(&format!("{OPEN_CLIP_OF_TWO}text_projection"));
+        let turned = format!("{OPEN_CLIP_OF_TWO}text_projection.weight");
+        xl.insert(turned, projection.expect("it is there"));
+        assert_eq!(config(Family::Both, &xl), told);
+        let xl = told;
         assert_eq!(xl.get("reverse_transformer_layers_per_block"), None);
         assert_eq!(xl["mid_block_type"], "UNetMidBlock2DCrossAttn");
         assert_eq!(xl["transformer_layers_per_block"], json!([1, 2, 10]));

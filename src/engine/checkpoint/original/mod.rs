@@ -2,7 +2,9 @@
 //!
 //! - [`unet`], [`names`]: what its tensors are called today
 //! - [`configs`]: the configurations that its tensors' shapes tell, and what must be known of the published families
+//! - [`edm`]: the one model that is like Stable Diffusion XL in all shapes and is sampled otherwise
 mod configs;
+mod edm;
 mod names;
 mod unet;
 
@@ -65,6 +67,7 @@ pub struct Original {
     format: Format,
     family: Family,
     entries: HashMap<String, Entry>,
+    edm: Option<edm::Edm>,
     /// Whose configurations it has, where they are not made of the shapes.
     pub config: Option<Checkpoint>,
 }
@@ -86,12 +89,17 @@ impl Original {
             .into_iter()
             .collect();
         let family = recognise(&entries).with_context(|| name.to_owned())?;
+        let edm = match family {
+            Family::Both => edm::Edm::read(&file, &entries).with_context(|| name.to_owned())?,
+            _ => None,
+        };
         Ok(Self {
             name: name.to_owned(),
             path,
             format,
             family,
             entries,
+            edm,
             config,
         })
     }
@@ -107,12 +115,20 @@ impl Original {
 
     /// A configuration that is made of the shapes; None where the file has no such component.
     pub fn json(&self, component: &str) -> Result<Option<Map<String, Value>>> {
-        configs::of(
+        let mut config = configs::of(
             self.family,
             component,
-            &|name| self.entries.get(name).map(|entry| entry.shape.as_slice()),
+            // Weights have axes; a number alone is none of them.
+            &|name| {
+                let shape = self.entries.get(name)?.shape.as_slice();
+                (!shape.is_empty()).then_some(shape)
+            },
             &|| self.names(),
-        )
+        )?;
+        if let (Some(edm), Some(config)) = (&self.edm, &mut config) {
+            edm.amend(component, config);
+        }
+        Ok(config)
     }
 
     fn names(&self) -> Vec<&str> {
@@ -165,7 +181,7 @@ impl Original {
                     number.split('.').next()?.parse::<usize>().ok()
                 })
                 .max()
-                .map_or(0, |last| last + 1)
+                .map_or(0, |last| last.saturating_add(1))
         };
         let selection = match (component, self.family) {
             ("unet", _) => Selection::unet(UNET, UNetNames::of_original(under(UNET))),
@@ -236,9 +252,6 @@ fn recognise(entries: &HashMap<String, Entry>) -> Result<Family> {
     }
     if any("motion_modules.") || any(".time_stack.") {
         bail!("it draws films, which is not supported ({accepted})");
-    }
-    if entries.contains_key("edm_mean") {
-        bail!("it is Playground 2.5, which is not supported ({accepted})");
     }
     if starts(OPEN_CLIP_OF_TWO) {
         return Ok(Family::Both);

@@ -62,7 +62,7 @@ impl Selection {
                 number.split('.').next()?.parse::<usize>().ok()
             })
             .max()
-            .map_or(0, |last| last + 1);
+            .map_or(0, |last| last.saturating_add(1));
         let network = Network::Vae { levels };
         Self { prefix, network }
     }
@@ -103,7 +103,7 @@ impl Selection {
 fn vae(name: &str, levels: usize) -> Option<String> {
     if let Some(rest) = name.strip_prefix("decoder.up.") {
         let (level, rest) = rest.split_once('.')?;
-        let stage = levels.checked_sub(level.parse::<usize>().ok()? + 1)?;
+        let stage = levels.checked_sub(level.parse::<usize>().ok()?.checked_add(1)?)?;
         let rest = match rest.strip_prefix("block.") {
             Some(block) => format!("resnets.{}", block.replace("nin_shortcut", "conv_shortcut")),
             None => rest.replace("upsample.", "upsamplers.0."),
@@ -145,6 +145,7 @@ fn open_clip(
         }
         // The other half of CLIP, which looks at pictures, uses these.
         "text_projection" | "logit_scale" | "attn_mask" => return Ok(Vec::new()),
+        "text_projection.weight" if !projection => return Ok(Vec::new()),
         _ => {}
     }
     let layer = name.strip_prefix("transformer.resblocks.");
