@@ -1,13 +1,14 @@
 //! What is made to look at: pictures of the steps, an animation, a contact sheet, the picture in the terminal.
 use super::args::LookArgs;
-use super::names::with_suffix;
+use super::names::step_of;
 use super::order::Order;
 use super::show::Screen;
 use super::terminal::Terminal;
 use super::usage;
+use crate::engine::beside::Mark;
 use crate::engine::sheet::Sheet;
 use crate::engine::{animate, output, png};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use image::RgbImage;
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,8 @@ pub struct Look {
     grid: Option<PathBuf>,
     replace_sheet: bool,
     sheet: Sheet,
-    save_steps: Option<usize>,
+    /// After how many calls, again and again.
+    pub save_steps: Option<usize>,
     /// Of each picture of the batch that is being drawn.
     frames: Vec<Vec<RgbImage>>,
     screen: Option<Screen>,
@@ -77,8 +79,9 @@ impl Look {
             }
             let picture = sample(k)?;
             if let Some(path) = path {
-                let path = with_suffix(path, &format!("step-{calls:03}"));
-                output::write(&path, &png::encode(&picture, &[])?, true)?;
+                let mark = Mark::of(path);
+                let (path, bytes) = (step_of(path, calls), png::encode(&picture, &[mark.text()])?);
+                output::write(&path, &bytes, self.overwrite || mark.is_on(&path))?;
             }
             if filmed {
                 frames.push(picture);
@@ -94,11 +97,13 @@ impl Look {
         };
         let mut frames = std::mem::take(&mut self.frames[k]);
         frames.push(picture.clone());
+        let mark = order.target.path().map(Mark::of);
         let bytes = match file.extension() {
-            Some(end) if end.eq_ignore_ascii_case("gif") => animate::gif(&frames)?,
-            _ => animate::png(&frames)?,
+            Some(end) if end.eq_ignore_ascii_case("gif") => animate::gif(&frames, mark.as_ref())?,
+            _ => animate::png(&frames, mark.as_ref())?,
         };
-        output::write(file, &bytes, self.overwrite)
+        let is_ours = mark.is_some_and(|mark| mark.is_on(file));
+        output::write(file, &bytes, self.overwrite || is_ours)
     }
 
     /// A picture is written; `caption` tells what it is.
@@ -128,10 +133,13 @@ impl Look {
         if self.grid.is_none() || self.sheet.len() >= SHEET_LIMIT {
             return;
         }
-        let picture = png::check_palette(path).and_then(|()| Ok(image::open(path)?));
+        let picture =
+            png::check_palette(path).and_then(|()| image::open(path).context("cannot be read"));
         match picture {
             Ok(picture) => self.sheet.add(&picture.into_rgb8(), caption.to_owned()),
-            Err(err) => tracing::warn!("{} is not on the sheet: {err:#}", path.display()),
+            Err(err) => {
+                tracing::warn!("{} is not on the sheet: it {err:#}", path.display());
+            }
         }
     }
 

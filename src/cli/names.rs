@@ -1,5 +1,6 @@
 //! The name of each picture: given, filled in from a pattern, or made up; checked before any work is done.
 use super::output::{About, Field, Output, Pattern, slug};
+use crate::engine::beside::{self, Mark};
 use crate::engine::{output, sheet};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -13,13 +14,33 @@ pub enum Target {
     /// This path.
     Path {
         path: PathBuf,
-        overwrite: bool,
+        taken: Taken,
     },
     /// `free`, the first of `wanted.png`, `wanted-2.png`, `wanted-3.png`, ... that was free, or the first that is when it is written.
     New {
         wanted: PathBuf,
         free: PathBuf,
     },
+}
+
+/// What becomes of a picture whose path has a file by the time that it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It takes the file's place.
+    Replaces,
+    /// The file is the row's picture, drawn by another process.
+    Skips,
+    /// It gets the next name that is free.
+    Moves,
+}
+
+/// Where a picture is now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Put {
+    Stdout,
+    At(PathBuf),
+    /// Nowhere: a file was made there meanwhile.
+    Skipped(PathBuf),
 }
 
 /// What is at a target already.
@@ -121,7 +142,12 @@ impl Names {
             true if !overwrite => Found::Picture,
             _ => Found::Nothing,
         };
-        Ok((Target::Path { path, overwrite }, found))
+        let taken = match (overwrite, self.rows) {
+            (true, _) => Taken::Replaces,
+            (false, true) => Taken::Skips,
+            (false, false) => Taken::Moves,
+        };
+        Ok((Target::Path { path, taken }, found))
     }
 
     /// Checks the files of `--animate` before anything is opened, as far as they are known.
@@ -130,22 +156,41 @@ impl Names {
             return Ok(());
         };
         self.check_folder(&path, ANIMATE)?;
-        (0..images)
-            .try_for_each(|k| found(&numbered(&path, k, images), ANIMATE, overwrite).map(drop))
+        (0..images).try_for_each(|k| {
+            let path = numbered(&path, k, images);
+            found(&path, ANIMATE, overwrite || beside::is_one(&path)).map(drop)
+        })
     }
 
-    /// The animation of picture `k` of a row's `images`. What exists is no reason to skip the row, so it must not be there.
+    /// The animation of picture `k` of a row's `images`, the one with this mark. Where one exists and the picture does not, it is of a run that
+    /// broke off; any other file must not be there.
     pub fn film(
         &mut self,
         film: &Pattern,
         overwrite: bool,
         about: &About,
         (k, images): (usize, usize),
+        mark: Option<&Mark>,
     ) -> Result<PathBuf> {
         let path = self.fill(film, about, k, images);
         self.take(&path, ANIMATE)?;
-        found(&path, ANIMATE, overwrite)?;
+        let is_ours = mark.is_some_and(|mark| mark.is_on(&path));
+        found(&path, ANIMATE, overwrite || is_ours)?;
         Ok(path)
+    }
+
+    /// Checks the files of every `n`-th of so many calls for the picture at `path`. Those of a run that broke off are replaced.
+    pub fn check_steps(
+        &self,
+        path: &Path,
+        (n, calls): (usize, usize),
+        overwrite: bool,
+    ) -> Result<()> {
+        let mark = Mark::of(path);
+        (n..calls).step_by(n).try_for_each(|call| {
+            let path = step_of(path, call);
+            found(&path, OUTPUT, overwrite || mark.is_on(&path)).map(drop)
+        })
     }
 
     /// Checks the contact sheet; whether it may replace a file. With rows one of an earlier run is replaced: those rows that failed
@@ -233,22 +278,29 @@ impl Target {
         }
     }
 
-    /// Writes the file; the path that it has, None on stdout.
-    pub fn write(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
+    /// Writes the file.
+    pub fn write(&self, bytes: &[u8]) -> Result<Put> {
         match self {
             Self::Stdout => {
                 let mut stdout = std::io::stdout().lock();
                 let written = stdout.write_all(bytes).and_then(|()| stdout.flush());
                 written.context("writing to stdout")?;
-                Ok(None)
+                Ok(Put::Stdout)
             }
             Self::Path {
                 path,
-                overwrite: true,
+                taken: Taken::Replaces,
             } => {
                 output::write(path, bytes, true)?;
-                Ok(Some(path.clone()))
+                Ok(Put::At(path.clone()))
             }
+            Self::Path {
+                path,
+                taken: Taken::Skips,
+            } => Ok(match output::write_where_free(path, bytes)? {
+                true => Put::At(path.clone()),
+                false => Put::Skipped(path.clone()),
+            }),
             Self::Path { path, .. } => {
                 // The name was free when it was checked. Should someone have taken it since, the work is not thrown away.
                 let written = output::write_as_new(free_names(path.clone()), bytes)?;
@@ -259,11 +311,11 @@ impl Target {
                         written.display()
                     );
                 }
-                Ok(Some(written))
+                Ok(Put::At(written))
             }
             Self::New { wanted, free } => {
                 let names = std::iter::once(free.clone()).chain(free_names(wanted.clone()));
-                output::write_as_new(names, bytes).map(Some)
+                output::write_as_new(names, bytes).map(Put::At)
             }
         }
     }
@@ -337,8 +389,13 @@ fn free_names(path: PathBuf) -> impl Iterator<Item = PathBuf> {
     std::iter::once(path).chain((2..).map(move |n: u64| with_suffix(&others, &n.to_string())))
 }
 
+/// What call `call` made for the picture at `path`.
+pub fn step_of(path: &Path, call: usize) -> PathBuf {
+    with_suffix(path, &format!("step-{call:03}"))
+}
+
 /// `stem-suffix.png`
-pub fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.file_stem().unwrap_or_default().to_owned();
     name.push(format!("-{suffix}."));
     name.push(path.extension().unwrap_or_default());
@@ -388,7 +445,22 @@ mod tests {
         let (target, _) = names.target(Some(&output), false, &about_a_cat(), (0, 1))?;
         assert_eq!(target.path(), Some(name("a-cat-7-2.png").as_path()));
         std::fs::write(name("a-cat-7-2.png"), "another's")?;
-        assert_eq!(target.write(b"ours")?, Some(name("a-cat-7-3.png")));
+        assert_eq!(target.write(b"ours")?, Put::At(name("a-cat-7-3.png")));
+        Ok(())
+    }
+
+    #[test]
+    fn a_rows_picture_that_another_process_made_meanwhile_is_left_as_it_is() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("cat.png");
+        let output = Output::File(path.clone());
+        let mut names = Names::new(true, false);
+        let (target, found) = names.target(Some(&output), false, &about_a_cat(), (0, 1))?;
+        assert_eq!(found, Found::Nothing);
+        std::fs::write(&path, "theirs")?;
+        assert_eq!(target.write(b"ours")?, Put::Skipped(path.clone()));
+        assert_eq!(std::fs::read(&path)?, b"theirs");
+        assert_eq!(folder.path().read_dir()?.count(), 1);
         Ok(())
     }
 

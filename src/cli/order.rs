@@ -34,13 +34,32 @@ impl Order {
         runtime: &Runtime,
         picture: &RgbImage,
     ) -> Result<Vec<(&'static str, String)>> {
-        let mut settings = (*self.settings).clone();
+        let mut settings = self.settled(runtime);
         settings.insert("model".into(), model.id.clone().into());
         settings.shift_remove("revision");
         if let Some(commit) = &model.commit {
             settings.insert("revision".into(), commit.clone().into());
         }
         pin(&mut settings, model);
+        // The same picture is the same file, wherever its settings came from.
+        settings.sort_keys();
+        let (prompt, negative_prompt) = (&self.prompts.0, &self.prompts.1);
+        let provenance = Provenance {
+            command,
+            settings: &settings,
+            prompt,
+            negative_prompt,
+            model,
+            plan: &self.plan,
+            seed: self.seed,
+            runtime,
+        };
+        provenance.texts(picture)
+    }
+
+    /// What the row said, and what a repetition needs beside it and the model.
+    pub fn settled(&self, runtime: &Runtime) -> Settings {
+        let mut settings = (*self.settings).clone();
         settings.insert("seed".into(), self.seed.into());
         settings.insert("dtype".into(), runtime.weights.as_str().into());
         let listed = ["timesteps", "sigmas"];
@@ -57,20 +76,7 @@ impl Order {
             settings.insert("width".into(), self.plan.size.1.into());
             settings.insert("height".into(), self.plan.size.0.into());
         }
-        // The same picture is the same file, wherever its settings came from.
-        settings.sort_keys();
-        let (prompt, negative_prompt) = (&self.prompts.0, &self.prompts.1);
-        let provenance = Provenance {
-            command,
-            settings: &settings,
-            prompt,
-            negative_prompt,
-            model,
-            plan: &self.plan,
-            seed: self.seed,
-            runtime,
-        };
-        provenance.texts(picture)
+        settings
     }
 }
 

@@ -3,21 +3,32 @@ use super::settings::{self, Settings};
 use super::{Drawing, Line, usage};
 use crate::engine::checkpoint::Identity;
 use crate::engine::schedulers::{SchedulerConfig, SchedulerKind};
-use crate::engine::{png, provenance};
-use anyhow::{Context, Result, anyhow, bail};
+use crate::engine::{beside, png, provenance, sheet};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use clap::parser::ValueSource;
 use image::RgbImage;
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use tempfile::{NamedTempFile, TempPath};
 
 /// The bytes of the settings, at most: a long prompt has thousands.
 const LIMIT: usize = 1 << 20;
 /// Words of a command line that settings become, at most: far more than there are flags and keys.
 const MOST_WORDS: usize = 1000;
 
+/// The bytes of a picture that comes through a pipe, at most.
+const PIPED: u64 = 1 << 30;
+
 /// The picture that is drawn again.
 pub struct Replay {
-    path: PathBuf,
+    name: String,
+    file: Kept,
     chunk: Value,
+    /// Whether the model is the one that the picture names.
+    has_its_model: bool,
     /// What was left out because the other scheduler has no use for it, and that scheduler's name.
     left_out: Option<(&'static str, Vec<String>)>,
 }
@@ -27,8 +38,12 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
     let Some(path) = line.args.shared().batch.from.clone() else {
         return Ok((line, None));
     };
-    let name = path.display().to_string();
-    let chunk = read(&path)?;
+    let name = match path == Path::new("-") {
+        true => "the picture on stdin".to_owned(),
+        false => path.display().to_string(),
+    };
+    let file = Kept::of(path).map_err(|err| anyhow!("{name} {err:#}"))?;
+    let chunk = read(file.path()).map_err(|err| anyhow!("{name} {err:#}"))?;
     match chunk["command"].as_str() {
         Some(command) if command == A::NAME => {}
         Some(command @ ("ddpm" | "txt2img")) => {
@@ -57,11 +72,45 @@ pub fn expand<A: Drawing>(line: Line<A>) -> Result<(Line<A>, Option<Replay>)> {
     }
     let expanded = Line::parse(words).map_err(|err| anyhow!("{name}: {}", usage::plain(&err)))?;
     let replay = Replay {
-        path,
+        name,
+        file,
         chunk,
+        has_its_model: line.matches.value_source("model") != Some(ValueSource::CommandLine),
         left_out,
     };
     Ok((expanded, Some(replay)))
+}
+
+/// A file that can be read again and again.
+enum Kept {
+    AsItIs(PathBuf),
+    /// What came through a pipe.
+    Copy(TempPath),
+}
+
+impl Kept {
+    /// `-` is stdin.
+    fn of(path: PathBuf) -> Result<Self> {
+        let mut from: Box<dyn Read> = if path == Path::new("-") {
+            Box::new(std::io::stdin().lock())
+        } else if std::fs::metadata(&path).is_ok_and(|found| found.is_file() || found.is_dir()) {
+            return Ok(Self::AsItIs(path));
+        } else {
+            Box::new(File::open(&path).context("cannot be read")?)
+        };
+        let mut copy = NamedTempFile::new().context("cannot be copied")?;
+        let length = std::io::copy(&mut from.by_ref().take(PIPED), &mut copy);
+        let length = length.context("cannot be copied")?;
+        ensure!(length < PIPED, "is larger than {PIPED} bytes");
+        Ok(Self::Copy(copy.into_temp_path()))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::AsItIs(path) => path,
+            Self::Copy(path) => path,
+        }
+    }
 }
 
 /// Takes out of a picture's settings what the scheduler `kind`, asked for in place of its own, does not take; as flags. A list of steps that
@@ -93,18 +142,36 @@ fn leave_out(settings: &mut Settings, kind: SchedulerKind, steps: &Value) -> Vec
     left_out
 }
 
+/// The settings in which the picture at `path` differs from `settings`, the model's aside, which may be spelled in many ways; none where it
+/// carries none.
+pub fn differences(path: &Path, settings: &Settings) -> Vec<String> {
+    let Ok(chunk) = read(path) else {
+        return Vec::new();
+    };
+    let theirs = chunk["settings"].as_object().cloned().unwrap_or_default();
+    let keys: BTreeSet<&String> = settings.keys().chain(theirs.keys()).collect();
+    let differs =
+        |key: &&String| !settings::is_of_model(key) && settings.get(*key) != theirs.get(*key);
+    keys.into_iter().filter(differs).cloned().collect()
+}
+
+/// What the picture at `path` carries; what is wrong with it is told without its name.
 fn read(path: &Path) -> Result<Value> {
-    let name = path.display();
     let Some(text) = png::read_text(path, provenance::JSON)? else {
-        bail!(
-            "{name} carries no settings: it was written by another program, or with --no-metadata"
-        );
+        let why = match (sheet::is_one(path), beside::is_one(path)) {
+            (true, _) => "it is a contact sheet; give one of its pictures",
+            (_, true) => "it was made beside a picture, by --animate or --save-steps; give that",
+            _ => {
+                "it was written by another program, or with --no-metadata, or lost them when it was saved anew"
+            }
+        };
+        bail!("carries no settings: {why}");
     };
     if text.len() > LIMIT {
-        bail!("{name}: its settings are longer than {LIMIT} bytes");
+        bail!("has settings of more than {LIMIT} bytes");
     }
     let chunk: Value = serde_json::from_str(&text)
-        .map_err(|err| anyhow!("{name}: its settings are not JSON: {err}"))?;
+        .map_err(|err| anyhow!("has settings that are not JSON: {err}"))?;
     Ok(chunk)
 }
 
@@ -114,15 +181,26 @@ impl Replay {
         if let Some((scheduler, flags)) = &self.left_out {
             tracing::warn!(
                 "{scheduler} has no use for what {} sets: left out {}",
-                self.path.display(),
+                self.name,
                 flags.join(", ")
             );
         }
     }
 
+    /// What went wrong with the model, and where that is from.
+    pub fn explain(&self, err: anyhow::Error) -> anyhow::Error {
+        match self.has_its_model {
+            true => err.context(format!(
+                "the model that {} names; --model gives another",
+                self.name
+            )),
+            false => err,
+        }
+    }
+
     /// Says whether `picture` has the pixels of the one it was drawn from; `model` is what drew it now.
     pub fn compare(&self, picture: &RgbImage, model: Option<&Identity>) -> bool {
-        let name = self.path.display();
+        let name = &self.name;
         if let Some(model) = model
             && self.chunk["model"]["sha256"] != model.sha256.as_str()
         {
@@ -139,17 +217,17 @@ impl Replay {
                 changed.join(", ")
             );
         }
-        let theirs = match png::read_pixels(&self.path, picture) {
-            Ok(theirs) => theirs,
+        let theirs = match png::read_pixels(self.file.path(), picture) {
+            Ok(Some(theirs)) => theirs,
+            Ok(None) => {
+                tracing::info!("the size differs from that of {name}");
+                return false;
+            }
             Err(err) => {
-                tracing::warn!("{err:#}");
+                tracing::warn!("{name} {err:#}");
                 return false;
             }
         };
-        if theirs.dimensions() != picture.dimensions() {
-            tracing::info!("the size differs from that of {name}");
-            return false;
-        }
         let differences = picture
             .iter()
             .zip(theirs.iter())

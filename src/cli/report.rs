@@ -60,9 +60,16 @@ impl Report<'_> {
         }
     }
 
-    /// The picture was there already.
-    pub fn skipped(&self, place: Place, path: &Path) -> Result<()> {
-        tracing::info!("{} exists: skipped", path.display());
+    /// The picture was there already, drawn with other values of `differing`.
+    pub fn skipped(&self, place: Place, path: &Path, differing: &[String]) -> Result<()> {
+        let path_shown = path.display();
+        match differing {
+            [] => tracing::info!("{path_shown} exists: skipped"),
+            keys => tracing::warn!(
+                "{path_shown} exists and was drawn with another {}: skipped; --overwrite draws it anew, another --output beside it",
+                keys.join(", ")
+            ),
+        }
         if !self.json {
             return Ok(());
         }

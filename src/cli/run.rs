@@ -29,11 +29,18 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
     if let Some(replay) = &replay {
         replay.tell();
     }
+    let open = || {
+        let opened = line.args.open();
+        opened.map_err(|err| match &replay {
+            Some(replay) => replay.explain(err),
+            None => err,
+        })
+    };
     if shared.sampling.schedule.print_schedule {
-        let checkpoint = line.args.open()?;
+        let checkpoint = open()?;
         let (scheduler, steps) = A::scheduler(&checkpoint)?;
         let report = pipelines::report(scheduler, steps, &shared.sampling.sampling())?;
-        schedule::print(&report, shared.output.json)?;
+        terminal.print(&schedule::text(&report, shared.output.json))?;
         return Ok(ExitCode::SUCCESS);
     }
     let (has_rows, options) = (shared.batch.prompts.is_some(), &shared.output);
@@ -49,6 +56,10 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         "--json and --output - both write to stdout; give a file as --output".to_owned()
     })?;
     let images = shared.sampling.images();
+    let of = shared.batch.shard.map_or(1, |shard| shard.of);
+    usage::ensure_meaning(of == 1 || shared.look.grid.is_none(), || {
+        "--grid makes one sheet of all pictures, and --shard draws a part of them; leave --grid out, and when all shards are done run the same with --grid and without --shard, which draws nothing anew".to_owned()
+    })?;
     let mut names = Names::new(has_rows, options.parents);
     names.check(options.output.as_ref(), images, options.overwrite)?;
     if let Some(film) = &shared.look.animate {
@@ -67,7 +78,7 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         .map(rows::open)
         .transpose()?;
     let runtime = shared.machine.runtime()?;
-    let mut checkpoint = line.args.open()?;
+    let mut checkpoint = open()?;
     line.args.attach(&mut checkpoint)?;
     checkpoint.show_downloads(terminal.progress().bars());
     let total = match &shared.batch.prompts {

@@ -1,13 +1,14 @@
 //! Where pictures are drawn: rows become orders, orders wait for company, batches are drawn, written and told of.
 use super::look::Look;
-use super::names::{Found, Names, Target, model_name};
+use super::names::{Found, Names, Put, model_name};
 use super::order::{Known, Order, caption};
 use super::output::About;
-use super::replay::Replay;
+use super::replay::{self, Replay};
 use super::report::{Report, Written};
 use super::rows::Place;
 use super::terminal::Terminal;
 use super::{Drawing, Line};
+use crate::engine::beside::Mark;
 use crate::engine::checkpoint::Checkpoint;
 use crate::engine::pipelines::{Job, Only, Pipeline, Plan, System};
 use crate::engine::png;
@@ -15,6 +16,7 @@ use crate::engine::progress::{Phase, Seconds};
 use crate::engine::runtime::{self, Runtime};
 use anyhow::{Context, Result};
 use image::RgbImage;
+use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
@@ -113,32 +115,48 @@ impl<S: System> Studio<'_, S> {
                 &about,
                 (k, seeds.len()),
             )?;
-            if let (Found::Picture, Target::Path { path, .. }) = (found, &target) {
-                self.report.skipped(place, path)?;
-                self.look.skipped(path, &caption(about.prompt, seed));
-                self.tally.done();
-                self.terminal.progress().done(1);
-                continue;
-            }
-            let film = &shared.look.animate;
-            let film = film.as_ref().map(|film| {
-                self.names
-                    .film(film, options.overwrite, &about, (k, seeds.len()))
-            });
-            orders.push(Order {
-                film: film.transpose()?,
+            let mut order = Order {
                 place,
                 plan: plan.clone(),
                 seed,
                 target,
+                film: None,
                 settings: settings.clone(),
                 prompts: prompts.clone(),
-            });
+            };
+            if let (Found::Picture, Some(path)) = (found, order.target.path()) {
+                let differing = replay::differences(path, &order.settled(&self.runtime));
+                self.skip(&order, path, &differing)?;
+                continue;
+            }
+            if let Some((every, path)) = self.look.save_steps.zip(order.target.path()) {
+                let calls = (every, order.plan.calls);
+                self.names.check_steps(path, calls, options.overwrite)?;
+            }
+            if let Some(film) = &shared.look.animate {
+                let mark = order.target.path().map(Mark::of);
+                let (overwrite, which) = (options.overwrite, (k, seeds.len()));
+                let film = self
+                    .names
+                    .film(film, overwrite, &about, which, mark.as_ref());
+                order.film = Some(film?);
+            }
+            orders.push(order);
         }
         if !orders.is_empty() {
             self.describe(&plan, &seeds, place);
         }
         Ok(orders)
+    }
+
+    /// The picture of `order` is there, at `path`, drawn with other values of `differing`.
+    fn skip(&mut self, order: &Order, path: &Path, differing: &[String]) -> Result<()> {
+        self.report.skipped(order.place, path, differing)?;
+        let text = caption(&order.prompts.0, order.seed);
+        self.look.skipped(path, &text);
+        self.tally.done();
+        self.terminal.progress().done(1);
+        Ok(())
     }
 
     /// One line with all that repeats the row.
@@ -261,7 +279,7 @@ impl<S: System> Studio<'_, S> {
             Some(replay) => Some(replay.compare(picture, loaded.identity.get()?)),
             None => None,
         };
-        let path = progress.phase(Phase::Write, || {
+        let put = progress.phase(Phase::Write, || {
             self.look.film(k, order, picture)?;
             let texts = match loaded.identity.get()? {
                 Some(model) => order.texts(self.command, model, &self.runtime, picture)?,
@@ -269,6 +287,11 @@ impl<S: System> Studio<'_, S> {
             };
             order.target.write(&png::encode(picture, &texts)?)
         })?;
+        let path = match put {
+            Put::Stdout => None,
+            Put::At(path) => Some(path),
+            Put::Skipped(path) => return self.skip(order, &path, &[]),
+        };
         let mut seconds = drawn;
         seconds.write = progress.take_seconds().write;
         self.report.written(&Written {

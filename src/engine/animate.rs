@@ -1,5 +1,6 @@
 //! Animations: frames of one size, shown one after another for ever, as a PNG (PNG specification, third edition, section 4.9) or as a
 //! GIF, which has 256 colours a frame.
+use super::beside::Mark;
 use anyhow::{Context, Result, ensure};
 use image::codecs::gif::{GifEncoder, Repeat};
 use image::{Delay, DynamicImage, Frame, RgbImage};
@@ -11,8 +12,8 @@ const LAST: u16 = 200;
 /// How the GIF's colours are looked for: 1 is the best and slowest, 30 the quickest.
 const SPEED: i32 = 10;
 
-/// The PNG of `frames`, which need the size of the last.
-pub fn png(frames: &[RgbImage]) -> Result<Vec<u8>> {
+/// The PNG of `frames`, which need the size of the last; with the mark of a picture.
+pub fn png(frames: &[RgbImage], mark: Option<&Mark>) -> Result<Vec<u8>> {
     let (width, height) = size(frames)?;
     let mut file = Vec::new();
     let write = |file: &mut Vec<u8>| -> Result<(), png::EncodingError> {
@@ -21,6 +22,9 @@ pub fn png(frames: &[RgbImage]) -> Result<Vec<u8>> {
         encoder.set_depth(BitDepth::Eight);
         encoder.set_animated(frames.len() as u32, 0)?;
         encoder.set_frame_delay(FRAME, 100)?;
+        if let Some((keyword, text)) = mark.map(Mark::text) {
+            encoder.add_text_chunk(keyword.to_owned(), text)?;
+        }
         let mut writer = encoder.write_header()?;
         for (k, frame) in frames.iter().enumerate() {
             if k + 1 == frames.len() {
@@ -34,8 +38,8 @@ pub fn png(frames: &[RgbImage]) -> Result<Vec<u8>> {
     Ok(file)
 }
 
-/// The GIF of `frames`, which need the size of the last.
-pub fn gif(frames: &[RgbImage]) -> Result<Vec<u8>> {
+/// The GIF of `frames`, which need the size of the last; with the mark of a picture.
+pub fn gif(frames: &[RgbImage], mark: Option<&Mark>) -> Result<Vec<u8>> {
     size(frames)?;
     let mut file = Vec::new();
     let write = |file: &mut Vec<u8>| -> image::ImageResult<()> {
@@ -50,6 +54,9 @@ pub fn gif(frames: &[RgbImage]) -> Result<Vec<u8>> {
         Ok(())
     };
     write(&mut file).context("encoding the animation")?;
+    if let Some(mark) = mark {
+        mark.add_to_gif(&mut file);
+    }
     Ok(file)
 }
 
@@ -78,7 +85,7 @@ mod tests {
     #[test]
     fn every_frame_comes_back_and_the_last_one_stays_longest() -> Result<()> {
         let frames = three();
-        let file = png(&frames)?;
+        let file = png(&frames, None)?;
         let mut reader = png::Decoder::new(std::io::Cursor::new(file)).read_info()?;
         let control = reader.info().animation_control.context("it is animated")?;
         assert_eq!((control.num_frames, control.num_plays), (3, 0));
@@ -95,7 +102,7 @@ mod tests {
     #[test]
     fn a_gif_of_few_colours_has_them_all_and_repeats_for_ever() -> Result<()> {
         let frames = three();
-        let file = gif(&frames)?;
+        let file = gif(&frames, None)?;
         // The application block that asks for it: no count of repeats.
         assert!(
             file.windows(14)
@@ -120,8 +127,8 @@ mod tests {
     #[test]
     fn frames_of_two_sizes_are_refused() {
         for encode in [png, gif] {
-            assert!(encode(&[RgbImage::new(1, 1), RgbImage::new(2, 1)]).is_err());
-            assert!(encode(&[]).is_err());
+            assert!(encode(&[RgbImage::new(1, 1), RgbImage::new(2, 1)], None).is_err());
+            assert!(encode(&[], None).is_err());
         }
     }
 }

@@ -3,6 +3,7 @@
 mod allocator;
 pub mod animate;
 mod bar_screen;
+pub mod beside;
 pub mod checkpoint;
 pub mod cost;
 mod cuda;

@@ -52,20 +52,23 @@ fn to_byte(x: f32) -> u8 {
 
 /// Writes a file at `path`: beside it first, then renamed. Without `overwrite` a file that exists is an error.
 pub fn write(path: &Path, bytes: &[u8], overwrite: bool) -> Result<()> {
-    let placed =
-        place(path, bytes, overwrite).with_context(|| format!("writing {}", path.display()))?;
     ensure!(
-        placed,
+        placed(path, bytes, overwrite)?,
         "{} exists; add --overwrite to replace it",
         path.display()
     );
     Ok(())
 }
 
+/// Writes a file at `path`, unless one is there by then; whether it did.
+pub fn write_where_free(path: &Path, bytes: &[u8]) -> Result<bool> {
+    placed(path, bytes, false)
+}
+
 /// Writes a file at the first of `names` that is free, also when other processes take names at the same moment.
 pub fn write_as_new(names: impl IntoIterator<Item = PathBuf>, bytes: &[u8]) -> Result<PathBuf> {
     for path in names {
-        if place(&path, bytes, false).with_context(|| format!("writing {}", path.display()))? {
+        if placed(&path, bytes, false)? {
             return Ok(path);
         }
     }
@@ -100,12 +103,17 @@ pub fn temporary(folder: &Path, prefix: &str, suffix: &str) -> std::io::Result<N
     builder.tempfile_in(folder)
 }
 
+fn placed(path: &Path, bytes: &[u8], overwrite: bool) -> Result<bool> {
+    place(path, bytes, overwrite).with_context(|| format!("writing {}", path.display()))
+}
+
 /// Puts `bytes` at `path`, in a folder that is made if it is not there; false when the name is taken and may not be.
 fn place(path: &Path, bytes: &[u8], overwrite: bool) -> std::io::Result<bool> {
     let _writing = hold_writes();
     std::fs::create_dir_all(folder_of(path))?;
     let mut file = temporary(folder_of(path), ".diffuse-", ".part")?;
-    file.write_all(bytes)?;
+    // The handle's own error would name the file beside it.
+    file.as_file_mut().write_all(bytes)?;
     let placed = if overwrite {
         file.persist(path)
     } else {

@@ -1,10 +1,12 @@
 //! PNG files: pictures with texts in them, and the texts of a PNG from anywhere, read with care.
 //!
+//! What is wrong with a file is told without its name, which the caller puts before: "has a broken text".
+//!
 //! A text is a chunk of its own before the pixels: tEXt where Latin-1 can hold it, as most readers expect, and iTXt
-//! (UTF-8) elsewhere. See the PNG specification, third edition, section 11.3.3.
+//! (UTF-8) elsewhere. See the PNG specification, third edition, section 11.3.3. Other programs that save the picture anew may pack it (zTXt).
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
-use png::{BitDepth, ColorType, Decoder, Encoder, Limits};
+use png::{BitDepth, ColorType, Decoder, Encoder, Info, Limits};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -49,15 +51,7 @@ fn write(
 ///
 /// The file may be anything: what is no PNG, is broken or asks for more than a few megabytes is an error.
 pub fn read_text(path: &Path, keyword: &str) -> Result<Option<String>> {
-    let name = path.display();
-    let found = std::fs::metadata(path).with_context(|| format!("{name} cannot be read"))?;
-    ensure!(found.is_file(), "{name} is not a file");
-    let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
-    let limits = Limits { bytes: TEXTS_LIMIT };
-    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
-        .read_info()
-        .with_context(|| format!("{name} is not a PNG that can be read"))?;
-    let info = reader.info();
+    let info = read_info(path)?;
     if let Some(chunk) = info
         .uncompressed_latin1_text
         .iter()
@@ -65,41 +59,62 @@ pub fn read_text(path: &Path, keyword: &str) -> Result<Option<String>> {
     {
         return Ok(Some(chunk.text.clone()));
     }
-    let Some(chunk) = info.utf8_text.iter().find(|c| c.keyword == keyword) else {
+    let mut texts = info.utf8_text.iter().cloned();
+    let mut packed = info.compressed_latin1_text.iter().cloned();
+    let text = if let Some(mut chunk) = texts.find(|c| c.keyword == keyword) {
+        let unpacked = chunk.decompress_text_with_limit(TEXT_LIMIT);
+        unpacked.and_then(|()| chunk.get_text())
+    } else if let Some(mut chunk) = packed.find(|c| c.keyword == keyword) {
+        let unpacked = chunk.decompress_text_with_limit(TEXT_LIMIT);
+        unpacked.and_then(|()| chunk.get_text()).map(utf8_of_latin1)
+    } else {
         return Ok(None);
     };
-    let mut chunk = chunk.clone();
-    let text = chunk
-        .decompress_text_with_limit(TEXT_LIMIT)
-        .and_then(|()| chunk.get_text());
-    match text {
-        Ok(text) => Ok(Some(text)),
-        Err(err) => Err(err).with_context(|| format!("{name}: its text {keyword:?} is broken")),
-    }
+    text.map(Some)
+        .with_context(|| format!("has a broken text {keyword:?}"))
+}
+
+/// ImageMagick packs a text of any script, where Latin-1 alone may be: bytes of UTF-8 were read as letters.
+fn utf8_of_latin1(text: String) -> String {
+    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+    let utf8 = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+    utf8.unwrap_or(text)
+}
+
+/// What stands before the pixels of the PNG at `path`.
+fn read_info(path: &Path) -> Result<Info<'static>> {
+    let found = std::fs::metadata(path).context("cannot be read")?;
+    ensure!(found.is_file(), "is not a file");
+    let file = File::open(path).context("cannot be read")?;
+    let limits = Limits { bytes: TEXTS_LIMIT };
+    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
+        .read_info()
+        .context("is not a PNG that can be read")?;
+    Ok(reader.info().clone())
 }
 
 /// Fails where the PNG at `path` has a palette of broken colours, on which the png crate panics (0.18.1) when it comes to the pixels.
 pub fn check_palette(path: &Path) -> Result<()> {
-    let name = path.display();
-    let file = File::open(path).with_context(|| format!("{name} cannot be read"))?;
-    let limits = Limits { bytes: TEXTS_LIMIT };
-    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
-        .read_info()
-        .with_context(|| format!("{name} is not a PNG that can be read"))?;
-    let bytes = reader.info().palette.as_ref().map_or(0, |p| p.len());
-    ensure!(
-        bytes % 3 == 0 && bytes <= 3 * 256,
-        "the palette of {name} has {bytes} bytes, which are not up to 256 colours of 3"
-    );
-    Ok(())
+    checked_info(path).map(|_| ())
 }
 
-/// The pixels of the PNG at `path`, which must have the size of `like`: no more memory is taken than that needs.
-pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<RgbImage> {
-    check_palette(path)?;
-    let name = path.display();
-    let mut reader =
-        image::ImageReader::open(path).with_context(|| format!("{name} cannot be read"))?;
+fn checked_info(path: &Path) -> Result<Info<'static>> {
+    let info = read_info(path)?;
+    let bytes = info.palette.as_ref().map_or(0, |p| p.len());
+    ensure!(
+        bytes % 3 == 0 && bytes <= 3 * 256,
+        "has a palette of {bytes} bytes, which are not up to 256 colours of 3"
+    );
+    Ok(info)
+}
+
+/// The pixels of the PNG at `path`; None where it has not the size of `like`. No more memory is taken than such a picture needs.
+pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<Option<RgbImage>> {
+    let info = checked_info(path)?;
+    if (info.width, info.height) != like.dimensions() {
+        return Ok(None);
+    }
+    let mut reader = image::ImageReader::open(path).context("cannot be read")?;
     reader.set_format(image::ImageFormat::Png);
     let mut limits = image::Limits::default();
     limits.max_image_width = Some(like.width());
@@ -107,11 +122,10 @@ pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<RgbImage> {
     // 16 bits and an alpha channel at most, and the decoder's own buffers.
     limits.max_alloc = Some(like.len() as u64 * 4 + (TEXTS_LIMIT as u64));
     reader.limits(limits);
-    let pixels = match reader.decode() {
-        Ok(picture) => picture.into_rgb8(),
-        Err(err) => bail!("the pixels of {name} cannot be read: {err}"),
-    };
-    Ok(pixels)
+    match reader.decode() {
+        Ok(picture) => Ok(Some(picture.into_rgb8())),
+        Err(err) => bail!("has pixels that cannot be read: {err}"),
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +152,32 @@ mod tests {
             assert_eq!(read_text(&path, "parameters")?.as_deref(), Some(text));
             assert_eq!(read_text(&path, "other")?.as_deref(), Some("b"));
             assert_eq!(read_text(&path, "none")?, None);
-            assert_eq!(read_pixels(&path, &small())?, small());
+            assert_eq!(read_pixels(&path, &small())?, Some(small()));
+        }
+        Ok(())
+    }
+
+    // As ImageMagick and Pillow save a picture of this program anew.
+    #[test]
+    fn a_packed_text_is_read_and_so_is_utf8_in_it() -> Result<()> {
+        for text in ["a cat", "línea", "кот 🐱"] {
+            let bytes = |text: &str| text.bytes().map(char::from).collect::<String>();
+            for packed in [bytes(text), text.to_owned()] {
+                let mut file = Vec::new();
+                let mut encoder = Encoder::new(&mut file, 2, 1);
+                encoder.set_color(ColorType::Rgb);
+                if encoder.add_ztxt_chunk("k".to_owned(), packed).is_err() {
+                    continue;
+                }
+                let Ok(mut writer) = encoder.write_header() else {
+                    // Letters beyond Latin-1 cannot be there.
+                    continue;
+                };
+                writer.write_image_data(&[0; 6])?;
+                writer.finish()?;
+                let (_folder, path) = saved(&file);
+                assert_eq!(read_text(&path, "k")?.as_deref(), Some(text));
+            }
         }
         Ok(())
     }
@@ -163,8 +202,10 @@ mod tests {
 
     #[test]
     fn a_picture_of_another_size_is_not_decoded() -> Result<()> {
-        let (_folder, path) = saved(&encode(&RgbImage::new(3, 1), &[])?);
-        assert!(read_pixels(&path, &small()).is_err());
+        for (width, height) in [(3, 1), (1, 1), (2, 2), (1, 2)] {
+            let (_folder, path) = saved(&encode(&RgbImage::new(width, height), &[])?);
+            assert_eq!(read_pixels(&path, &small())?, None);
+        }
         Ok(())
     }
 

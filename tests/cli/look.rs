@@ -205,6 +205,55 @@ fn rows_have_animations_by_a_pattern_and_a_row_that_is_skipped_makes_none() {
 }
 
 #[test]
+fn what_a_run_that_broke_off_left_beside_a_picture_is_made_anew() {
+    for film in ["film.png", "film.gif"] {
+        let folder = Folder::new();
+        let run = || {
+            cat(
+                &folder,
+                &["-o", "a.png", "--save-steps", "2", "--animate", film],
+            )
+        };
+        assert_eq!(run().code, Some(0));
+        let whole: Vec<_> = folder
+            .names()
+            .iter()
+            .map(|name| folder.read(name))
+            .collect();
+        let names = folder.names();
+        assert_eq!(names, ["a-step-002.png", "a-step-004.png", "a.png", film]);
+        std::fs::remove_file(folder.file("a.png")).expect("it is there");
+        let again = run();
+        assert_eq!(again.code, Some(0), "{again:?}");
+        let made: Vec<_> = names.iter().map(|name| folder.read(name)).collect();
+        assert!(made == whole, "{film}");
+        // Of another picture.
+        let other = cat(&folder, &["-o", "b.png", "--animate", film]);
+        assert_eq!(other.code, Some(1), "{other:?}");
+        let said =
+            format!("{film} exists; add --overwrite to replace it, or give another --animate");
+        assert!(other.stderr.contains(&said), "{other:?}");
+        assert_eq!(folder.names(), names);
+    }
+}
+
+#[test]
+fn a_file_of_someone_else_is_not_replaced_by_a_step() {
+    let folder = Folder::new();
+    folder.write("a-step-002.png", "mine");
+    let steps = ["-o", "a.png", "--save-steps", "2"];
+    let run = cat(&folder, &steps);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    let said = "a-step-002.png exists; add --overwrite to replace it";
+    assert!(run.stderr.contains(said), "{run:?}");
+    assert_eq!(folder.names(), ["a-step-002.png"]);
+    assert_eq!(folder.read("a-step-002.png"), b"mine");
+    let run = cat(&folder, &[&steps[..], &["--overwrite"]].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(pixels(&folder.read("a-step-002.png")).width(), 64);
+}
+
+#[test]
 fn a_picture_with_a_new_name_has_its_steps_beside_it() {
     let folder = Folder::new();
     for _ in 0..2 {

@@ -1,6 +1,8 @@
 //! `--from IMAGE`: the same picture again, with changes, and from files that mean harm.
-use crate::support::{Folder, Run, asset, pixels};
+use crate::support::{Folder, Run, asset, copy, pixels};
 use proptest::prelude::*;
+use std::path::Path;
+use std::process::Stdio;
 
 fn picture(folder: &Folder, more: &[&str]) {
     let model = asset("tiny-sd");
@@ -87,9 +89,14 @@ fn other_flags_override_and_the_change_is_told() {
             run.stderr
         );
     }
-    let run = again(&folder, &["--width", "72", "--json"]);
-    assert_eq!(run.objects()[0]["same_pixels"], false);
-    assert_eq!(pixels(&folder.read("b.png")).width(), 72);
+    for width in [56, 72] {
+        let run = again(&folder, &["--width", &width.to_string(), "--json"]);
+        assert_eq!(run.objects()[0]["same_pixels"], false);
+        assert_eq!(pixels(&folder.read("b.png")).width(), width);
+        let said = "the size differs from that of a.png";
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+        assert!(!run.stderr.contains("warning"), "{}", run.stderr);
+    }
 }
 
 #[test]
@@ -305,7 +312,7 @@ fn files_that_are_no_pictures_of_ours_are_one_line() {
     folder.write("a.png", png_with(&small, &"[".repeat(100_000)));
     refused(&folder, "not JSON");
     folder.write("a.png", png_with(&small, &" ".repeat(2 << 20)));
-    refused(&folder, "longer than");
+    refused(&folder, "has settings of more than");
     folder.write("a.png", png_with(&small, &" ".repeat(9 << 20)));
     refused(&folder, "a.png");
     std::fs::remove_file(folder.file("a.png")).expect("it is there");
@@ -358,6 +365,9 @@ proptest! {
         prop_assert_eq!(run.code, Some(1), "{:?}", run);
         prop_assert_eq!(run.stderr.lines().count(), 1, "{:?}", run);
         prop_assert!(!run.stderr.contains("panicked"), "{:?}", run);
+        let run = again(&folder, &["--dry-run", "--model", &asset("tiny-sd")]);
+        prop_assert!(matches!(run.code, Some(0 | 1)), "{:?}", run);
+        prop_assert!(!run.stderr.contains("panicked"), "{:?}", run);
     }
 }
 
@@ -377,6 +387,74 @@ fn a_picture_that_takes_the_place_of_its_own_model_is_compared_with_what_was_the
     for (seed, same) in [("8", false), ("8", true)] {
         let run = folder.run([&onto_itself[..], &["--seed", seed]].concat());
         assert_eq!(run.objects()[0]["same_pixels"], same, "{run:?}");
+    }
+}
+
+#[test]
+fn a_picture_may_come_through_a_pipe() {
+    use std::io::Write;
+    let folder = Folder::new();
+    picture(&folder, &["--seed", "7"]);
+    let feed = |bytes: &[u8]| {
+        let args = ["txt2img", "--from", "-", "-o", "b.png", "--device", "cpu"];
+        let mut command = folder.command(args.iter().chain(&["--overwrite"]));
+        let piped = command.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = piped.spawn().expect("it starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        // It may have refused what came first.
+        let _ = stdin.write_all(bytes);
+        drop(stdin);
+        Run::from(child.wait_with_output().expect("it ends"))
+    };
+    let run = feed(&folder.read("a.png"));
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let said = "the pixels are those of the picture on stdin";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    assert!(folder.read("a.png") == folder.read("b.png"));
+    for no_picture in [&b""[..], b"mine"] {
+        let run = feed(no_picture);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        let said = "diffuse: the picture on stdin is not a PNG that can be read";
+        assert!(run.stderr.starts_with(said), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_model_that_has_moved_is_told_to_be_the_pictures() {
+    let folder = Folder::new();
+    copy(Path::new(&asset("tiny-sd")), &folder.file("m"));
+    let first = ["txt2img", "a cat", "--model", "./m", "-o", "a.png"];
+    let run = folder.run([&first[..], &["--steps=1", "--seed=7"]].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    std::fs::rename(folder.file("m"), folder.file("n")).expect("it is there");
+    let run = again(&folder, &[]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    let said =
+        "diffuse: the model that a.png names; --model gives another: \"./m\" is no folder here";
+    assert!(run.stderr.starts_with(said), "{}", run.stderr);
+    assert_eq!(again(&folder, &["--model", "./n"]).code, Some(0));
+    let run = again(&folder, &["--model", "./o"]);
+    assert!(
+        run.stderr.starts_with("diffuse: \"./o\" is no folder"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[test]
+fn what_was_made_beside_a_picture_is_told_from_one() {
+    let folder = Folder::new();
+    let more = ["--save-steps=1", "--animate=film.png", "--grid=all.png"];
+    picture(&folder, &more);
+    for (name, what) in [
+        ("all.png", "it is a contact sheet; give one of its pictures"),
+        ("film.png", "it was made beside a picture"),
+        ("a-step-001.png", "it was made beside a picture"),
+    ] {
+        let run = folder.run(["txt2img", "--from", name]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        let said = format!("diffuse: {name} carries no settings: {what}");
+        assert!(run.stderr.starts_with(&said), "{}", run.stderr);
     }
 }
 

@@ -67,7 +67,7 @@ fn seeds() -> Vec<Vec<Chunk>> {
     writer.write_chunk(::png::chunk::pHYs, &[0; 9]).unwrap();
     writer.write_image_data(&[1; 15]).unwrap();
     writer.finish().unwrap();
-    let film = diffuse::engine::animate::png(&[small(), small()]).unwrap();
+    let film = diffuse::engine::animate::png(&[small(), small()], None).unwrap();
     [ours, rich, film].map(|file| chunks(&file)).to_vec()
 }
 
