@@ -5,6 +5,8 @@ use super::args::Shard;
 use super::settings::{self, Settings};
 use super::{Drawing, Line, command_of, usage};
 use anyhow::{Context, Result, anyhow, bail};
+use serde::de::IgnoredAny;
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -12,6 +14,8 @@ use std::path::Path;
 
 /// The bytes of a line: a prompt takes hundreds.
 const LINE_LIMIT: u64 = 1 << 20;
+/// The lines of an object, at most: one for each setting is usual.
+const OBJECT_LINES: usize = 200;
 
 /// Where a row stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +62,9 @@ impl<A: Drawing> Rows<A> {
         let (flags, prompt) = if text.starts_with('{') {
             let settings: Settings = serde_json::from_str(text)
                 .map_err(|err| anyhow!("it begins with {{ and is no JSON object: {err}"))?;
-            let row = settings::of_row(&settings)?;
-            words = settings::turned_off(&words, &settings, &command_of::<A>())?;
+            let command = command_of::<A>();
+            let row = settings::of_row(&settings, &command)?;
+            words = settings::turned_off(&words, &settings, &command)?;
             row
         } else {
             (Vec::new(), Some(text.to_owned()))
@@ -84,18 +89,22 @@ impl<A: Drawing> Rows<A> {
             let text = lines.next()?;
             self.number += 1;
             // An end before the file's is every shard's.
-            if self.shard.takes(self.number) || lines.reader.is_none() {
+            if self.shard.takes(self.number) || (text.is_err() && lines.have_ended()) {
                 return Some(text);
             }
         }
     }
 }
 
-/// The lines of `--prompts` that are not blank.
+/// The texts of `--prompts`, one for each row: lines that are not blank, and JSON objects that go over several.
 pub struct Lines {
     /// None after what ends the rows.
     reader: Option<Box<dyn BufRead>>,
-    /// Of the last line, counted from 1.
+    /// Lines that were read.
+    read: usize,
+    /// Lines that were read to see whether an object goes on there, and that are texts of their own.
+    waiting: VecDeque<(usize, Result<String>)>,
+    /// Of the line at which the last text began, counted from 1.
     number: usize,
 }
 
@@ -103,57 +112,125 @@ impl Lines {
     pub fn of(reader: impl BufRead + 'static) -> Self {
         Self {
             reader: Some(Box::new(reader)),
+            read: 0,
+            waiting: VecDeque::new(),
             number: 0,
         }
+    }
+
+    /// Whether nothing follows, for the end of the file or for an error.
+    fn have_ended(&self) -> bool {
+        self.reader.is_none() && self.waiting.is_empty()
+    }
+
+    /// The next line that is not blank, without the white space around it, and its number.
+    fn line(&mut self) -> Option<(usize, Result<String>)> {
+        if let Some(line) = self.waiting.pop_front() {
+            return Some(line);
+        }
+        loop {
+            let text = self.read_line()?;
+            if !text.as_ref().is_ok_and(String::is_empty) {
+                return Some((self.read, text));
+            }
+        }
+    }
+
+    fn read_line(&mut self) -> Option<Result<String>> {
+        let mut bytes = Vec::new();
+        let mut limited = Read::take(self.reader.as_mut()?, LINE_LIMIT);
+        self.read += 1;
+        match limited.read_until(b'\n', &mut bytes) {
+            Ok(0) => return None,
+            Ok(_) => {}
+            Err(err) => {
+                self.reader = None;
+                return Some(Err(err).context("reading the rows"));
+            }
+        }
+        if bytes.len() as u64 == LINE_LIMIT && bytes.last() != Some(&b'\n') {
+            // What follows is no row, so nothing more can be read.
+            self.reader = None;
+            return Some(Err(anyhow!(
+                "it is longer than {LINE_LIMIT} bytes; the rows end here"
+            )));
+        }
+        if self.read == 1 && (bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff")) {
+            self.reader = None;
+            return Some(Err(anyhow!(
+                "the file is UTF-16; save it as UTF-8, in PowerShell by Out-File -Encoding utf8"
+            )));
+        }
+        let Ok(text) = str::from_utf8(&bytes) else {
+            return Some(Err(anyhow!("it is not UTF-8")));
+        };
+        let text = text.trim_start_matches('\u{feff}').trim();
+        if text.contains('\0') {
+            return Some(Err(anyhow!(
+                "it has a NUL: is the file UTF-16? Save it as UTF-8"
+            )));
+        }
+        if is_list(text) {
+            self.reader = None;
+            return Some(Err(anyhow!(
+                "it begins a list; give the objects without it, as jq '.[]' does; the rows end here"
+            )));
+        }
+        Some(Ok(text.to_owned()))
+    }
+
+    /// The whole object that begins with the line `first`, as programs print it over several lines; None where it is none.
+    fn spread(&mut self, first: &str) -> Option<String> {
+        let (mut whole, mut taken) = (first.to_owned(), Vec::new());
+        while is_cut_off(&whole) && taken.len() < OBJECT_LINES && whole.len() < LINE_LIMIT as usize
+        {
+            let Some((number, line)) = self.line() else {
+                break;
+            };
+            if let Ok(more) = &line {
+                whole = format!("{whole}\n{more}");
+            }
+            let is_text = line.is_ok();
+            taken.push((number, line));
+            if !is_text {
+                break;
+            }
+        }
+        let is_whole = serde_json::from_str::<IgnoredAny>(&whole).is_ok();
+        if !is_whole {
+            // They are rows of their own.
+            taken
+                .into_iter()
+                .rev()
+                .for_each(|line| self.waiting.push_front(line));
+        }
+        is_whole.then_some(whole)
     }
 }
 
 impl Iterator for Lines {
     type Item = Result<String>;
 
-    /// Without the white space around it.
     fn next(&mut self) -> Option<Result<String>> {
-        loop {
-            let mut bytes = Vec::new();
-            let mut limited = Read::take(self.reader.as_mut()?, LINE_LIMIT);
-            self.number += 1;
-            match limited.read_until(b'\n', &mut bytes) {
-                Ok(0) => return None,
-                Ok(_) => {}
-                Err(err) => {
-                    self.reader = None;
-                    return Some(Err(err).context("reading the rows"));
-                }
-            }
-            if bytes.len() as u64 == LINE_LIMIT && bytes.last() != Some(&b'\n') {
-                // What follows is no row, so nothing more can be read.
-                self.reader = None;
-                return Some(Err(anyhow!(
-                    "it is longer than {LINE_LIMIT} bytes; the rows end here"
-                )));
-            }
-            if self.number == 1
-                && (bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff"))
-            {
-                self.reader = None;
-                return Some(Err(anyhow!(
-                    "the file is UTF-16; save it as UTF-8, in PowerShell by Out-File -Encoding utf8"
-                )));
-            }
-            let Ok(text) = str::from_utf8(&bytes) else {
-                return Some(Err(anyhow!("it is not UTF-8")));
-            };
-            let text = text.trim_start_matches('\u{feff}').trim();
-            if text.contains('\0') {
-                return Some(Err(anyhow!(
-                    "it has a NUL: is the file UTF-16? Save it as UTF-8"
-                )));
-            }
-            if !text.is_empty() {
-                return Some(Ok(text.to_owned()));
-            }
-        }
+        let (number, text) = self.line()?;
+        self.number = number;
+        Some(text.map(|text| match is_cut_off(&text) {
+            true => self.spread(&text).unwrap_or(text),
+            false => text,
+        }))
     }
+}
+
+/// Whether a text is the beginning of a JSON object and no more of it.
+fn is_cut_off(text: &str) -> bool {
+    let parsed = || serde_json::from_str::<IgnoredAny>(text);
+    text.starts_with('{') && parsed().is_err_and(|err| err.is_eof())
+}
+
+/// Whether a line begins a list of objects, whose lines would be drawn as prompts.
+fn is_list(line: &str) -> bool {
+    let inside = line.strip_prefix('[').map(str::trim_start);
+    inside.is_some_and(|inside| inside.is_empty() || inside.starts_with('{'))
 }
 
 impl<A: Drawing> Iterator for Rows<A> {
@@ -226,6 +303,10 @@ mod tests {
             count("a\n".to_owned() + &line(LINE_LIMIT + 9000) + "\nb", second),
             Some(1)
         );
+        // An object over several lines is one row, and a list is none.
+        assert_eq!(count("a\n{\n\"b\":\n1}\nc".to_owned(), None), Some(3));
+        assert_eq!(count("a\n{\nb\nc".to_owned(), None), Some(4));
+        assert_eq!(count("a\n[\n{}\n]".to_owned(), None), Some(2));
         assert_eq!(
             super::count(folder.path(), None),
             None,

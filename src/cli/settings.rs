@@ -86,6 +86,11 @@ pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
     settings
 }
 
+/// Whether a key is one that all rows share.
+pub fn is_of_model(key: &str) -> bool {
+    MODEL.contains(&key)
+}
+
 /// A number as it would stand on a command line.
 pub fn number(value: f64) -> Value {
     typed("", &value.to_string())
@@ -106,8 +111,11 @@ fn is_exact(number: &Number, text: &str) -> bool {
             && serde_json::from_str::<Number>(&number.to_string()).ok() == Some(number.clone()))
 }
 
-/// A row's settings as flags, and its prompt.
-pub fn of_row(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
+/// A row's settings as flags of `command`, and its prompt.
+pub fn of_row(
+    settings: &Settings,
+    command: &clap::Command,
+) -> Result<(Vec<OsString>, Option<String>)> {
     for key in settings.keys() {
         let id = key.replace('-', "_");
         ensure!(
@@ -115,7 +123,18 @@ pub fn of_row(settings: &Settings) -> Result<(Vec<OsString>, Option<String>)> {
             "\"{key}\" is the same for all rows; give --{} on the command line",
             id.replace('_', "-")
         );
+        let is_short = |arg: &&clap::Arg| arg.get_short().is_some_and(|c| *key == c.to_string());
+        if let Some(arg) = command.get_arguments().find(is_short) {
+            bail!(
+                "\"{key}\" is the name of no setting; write \"{}\"",
+                arg.get_id()
+            );
+        }
     }
+    let settings: Settings = settings
+        .iter()
+        .map(|(key, value)| (key.clone(), whole(value)))
+        .collect();
     flags(settings.iter())
 }
 
@@ -229,12 +248,22 @@ fn scalar(key: &str, value: &Value) -> Result<String> {
     }
 }
 
+/// A whole number as flags take it, where a program wrote it as `4.0`.
+fn whole(value: &Value) -> Value {
+    const EXACT: f64 = (1u64 << 53) as f64;
+    match value.as_f64() {
+        Some(x) if value.is_f64() && x.fract() == 0.0 && x.abs() < EXACT => (x as i64).into(),
+        _ => value.clone(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{command_of, txt2img::Txt2ImgArgs};
 
     fn row(json: &str) -> Result<(Vec<OsString>, Option<String>)> {
-        of_row(&serde_json::from_str(json)?)
+        of_row(&serde_json::from_str(json)?, &command_of::<Txt2ImgArgs>())
     }
 
     #[test]
@@ -279,9 +308,23 @@ mod tests {
             r#"{"seed": {}}"#,
             r#"{"seed": [[1]]}"#,
             r#"{"prompt": 1}"#,
+            r#"{"Seed": 1}"#,
         ] {
             assert!(row(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_whole_number_may_be_written_with_a_point_and_a_short_flag_is_told_its_name() -> Result<()>
+    {
+        let (words, _) = row(r#"{"steps": 4.0, "seed": 3e0, "guidance_scale": 7.5}"#)?;
+        assert_eq!(words, ["--steps=4", "--seed=3", "--guidance-scale=7.5"]);
+        let said = row(r#"{"n": 2}"#).expect_err("no setting").to_string();
+        assert_eq!(
+            said,
+            "\"n\" is the name of no setting; write \"num_images\""
+        );
+        Ok(())
     }
 
     #[test]

@@ -210,6 +210,100 @@ fn the_exit_code_tells_all_some_or_none() {
 }
 
 #[test]
+fn an_object_may_go_over_several_lines_and_a_list_is_refused() {
+    let folder = Folder::new();
+    // As jq prints them.
+    let rows =
+        "{\n  \"prompt\": \"a cat\",\n  \"seed\": 7\n}\n{\n  \"prompt\": \"a dog\"\n}\na fox\n";
+    let run = feeds(&folder, rows, 0, &["--json"]);
+    let told: Vec<_> = run.objects();
+    let told: Vec<_> = told.iter().map(|row| (&row["row"], &row["line"])).collect();
+    assert_eq!(
+        format!("{told:?}"),
+        "[(Number(1), Number(1)), (Number(2), Number(5)), (Number(3), Number(8))]"
+    );
+    assert_eq!(
+        folder.names(),
+        ["0001-a-cat.png", "0002-a-dog.png", "0003-a-fox.png"]
+    );
+    for list in [
+        "[\n{\"prompt\": \"a cow\"}\n]\n",
+        "[{\"prompt\": \"a cow\"}]\na cow\n",
+    ] {
+        let run = feeds(&folder, list, 1, &[]);
+        let said = "line 1: it begins a list; give the objects without it, as jq '.[]' does";
+        assert!(run.stderr.contains(said), "{}", run.stderr);
+        assert_eq!(run.stderr.matches("line ").count(), 1, "{}", run.stderr);
+    }
+    assert_eq!(folder.names().len(), 3);
+}
+
+#[test]
+fn a_picture_that_was_drawn_with_other_settings_is_not_skipped_in_silence() {
+    let folder = Folder::new();
+    let output = ["-o", "{prompt}.png"];
+    feeds(&folder, "a cat\n", 0, &output);
+    let before = folder.read("a-cat.png");
+    let again = feeds(&folder, "a cat\n", 0, &output);
+    assert!(
+        again.stderr.contains("a-cat.png exists: skipped"),
+        "{}",
+        again.stderr
+    );
+    // Another row of another shard has its name.
+    let other = feeds(
+        &folder,
+        "a dog\na cat\n",
+        0,
+        &[&output[..], &["--shard", "2/2", "--steps", "3"]].concat(),
+    );
+    let said = "warning: a-cat.png exists and was drawn with another seed, steps: skipped";
+    assert!(other.stderr.contains(said), "{}", other.stderr);
+    assert_eq!(folder.read("a-cat.png"), before);
+    // Who left the settings out has none to compare.
+    feeds(
+        &folder,
+        "a cow\n",
+        0,
+        &["-o", "{prompt}.png", "--no-metadata"],
+    );
+    let silent = feeds(
+        &folder,
+        "a cow\n",
+        0,
+        &["-o", "{prompt}.png", "--seed", "9"],
+    );
+    assert!(
+        silent.stderr.contains("a-cow.png exists: skipped"),
+        "{}",
+        silent.stderr
+    );
+}
+
+#[test]
+fn a_sheet_of_a_shard_is_refused_and_one_of_all_is_made_afterwards() {
+    let folder = Folder::new();
+    let sheet = ["--grid", "all.png"];
+    let refused = feeds(
+        &folder,
+        "a cat\na dog\n",
+        2,
+        &[&sheet[..], &["--shard", "1/2"]].concat(),
+    );
+    let said = "--grid makes one sheet of all pictures, and --shard draws a part of them";
+    assert!(refused.stderr.contains(said), "{}", refused.stderr);
+    for shard in ["1/2", "2/2"] {
+        feeds(&folder, "a cat\na dog\n", 0, &["--shard", shard]);
+    }
+    let run = feeds(&folder, "a cat\na dog\n", 0, &sheet);
+    assert_eq!(run.stdout, "");
+    assert_eq!(
+        folder.names(),
+        ["0001-a-cat.png", "0002-a-dog.png", "all.png"]
+    );
+}
+
+#[test]
 fn a_row_whose_picture_exists_is_skipped_and_a_second_run_finishes_the_first() {
     let folder = Folder::new();
     let rows = "a cat\n{\"prompt\": \"a dog\", \"num_images\": 2}\na fox\n";
@@ -246,19 +340,23 @@ fn a_run_that_was_killed_is_finished_by_running_it_again() {
     let broken = Folder::new();
     broken.write("rows.txt", &rows);
     let model = asset("tiny-sd");
-    let mut child = broken
-        .command(args(&model, &["--prompts", "rows.txt", "-q"]))
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut first = String::new();
-    BufReader::new(child.stdout.take().expect("it is piped"))
-        .read_line(&mut first)
-        .expect("a path comes");
-    child.kill().expect("it runs or has ended");
+    let mut command = broken.command(args(&model, &["--prompts", "-", "-q"]));
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = piped.spawn().expect("the program starts");
+    // More rows are to come when it is killed.
+    let few: String = rows.lines().take(2).map(|row| format!("{row}\n")).collect();
+    let stdin = child.stdin.as_mut().expect("it is piped");
+    stdin.write_all(few.as_bytes()).expect("it reads");
+    let mut paths = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+    for k in 1..=2 {
+        let path = paths.next().expect("a path comes").expect("it is a text");
+        assert_eq!(path, format!("{k:04}-cat-{k}.png"));
+    }
+    child.kill().expect("it waits");
     child.wait().expect("it ends");
     let run = broken.run(args(&model, &["--prompts", "rows.txt"]));
     assert_eq!(run.code, Some(0), "{run:?}");
+    assert_eq!(run.stdout.lines().count(), 4, "{run:?}");
     for k in 1..=6 {
         let name = format!("{k:04}-cat-{k}.png");
         assert!(whole.read(&name) == broken.read(&name), "{name}");
