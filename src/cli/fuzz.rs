@@ -229,8 +229,10 @@ fn object() -> impl Strategy<Value = Map<String, Value>> {
 }
 
 fn one_line(err: &anyhow::Error) {
-    let text = usage::one_line(&format!("{err:#}"));
+    let text = format!("{err:#}");
     assert!(!text.is_empty(), "an error without words");
+    assert!(!text.contains('\n'), "an error of several lines: {text}");
+    assert!(text.chars().count() < 2000, "a long error: {text}");
 }
 
 #[test]

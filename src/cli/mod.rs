@@ -166,7 +166,7 @@ pub fn main() -> ExitCode {
     let matches = command().try_get_matches_from(&words);
     let cli = match matches.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(err) => return usage::report(&err),
+        Err(err) => return usage::report(&err, &words),
     };
     match cli.command {
         Command::Ddpm(_) => start::<ddpm::DdpmArgs>(words),
@@ -175,9 +175,9 @@ pub fn main() -> ExitCode {
 }
 
 fn start<A: Drawing>(words: Vec<OsString>) -> ExitCode {
-    let line = match Line::<A>::parse(words) {
+    let line = match Line::<A>::parse(words.clone()) {
         Ok(line) => line,
-        Err(err) => return usage::report(&err),
+        Err(err) => return usage::report(&err, &words),
     };
     let terminal = Terminal::new();
     match run::run(line, &terminal) {

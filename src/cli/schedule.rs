@@ -1,11 +1,9 @@
 //! Flags that change the scheduler, and `--print-schedule`: what it is going to do, without weights.
 use crate::engine::pipelines::Overrides;
 use crate::engine::schedulers::{Report, Source};
-use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write};
 
 #[derive(Debug, Args)]
 pub struct ScheduleArgs {
@@ -38,17 +36,11 @@ impl ScheduleArgs {
     }
 }
 
-/// Prints the report on stdout, as a table or as JSON.
-pub fn print(report: &Report, as_json: bool) -> Result<()> {
-    let text = if as_json {
-        format!("{:#}\n", report.json())
-    } else {
-        table(report)
-    };
-    match io::stdout().write_all(text.as_bytes()) {
-        // Nobody reads any more.
-        Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing to stdout"),
+/// The report as a table or as JSON.
+pub fn text(report: &Report, as_json: bool) -> String {
+    match as_json {
+        true => format!("{:#}", report.json()),
+        false => table(report).trim_end().to_owned(),
     }
 }
 

@@ -4,7 +4,7 @@ use crate::engine::{output, progress::Progress};
 use anyhow::{Context, Result};
 use console::Term;
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::sync::Arc;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -47,12 +47,12 @@ impl Terminal {
 
     /// Prints a line on stdout.
     pub fn print(&self, line: &str) -> Result<()> {
-        let printed = self.progress.suspend(|| writeln!(io::stdout(), "{line}"));
-        match printed {
-            // Nobody reads any more; the pictures are wanted all the same.
-            Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
-            other => other.context("writing to stdout"),
-        }
+        let mut stdout = io::stdout();
+        // The reader of a pipe may let it wait without end, and a signal waits for the bar; on a terminal alone does the bar stand in the way.
+        written(match stdout.is_terminal() {
+            true => self.progress.suspend(|| writeln!(stdout, "{line}")),
+            false => writeln!(stdout, "{line}"),
+        })
     }
 
     /// Prints one line of what went wrong, and goes on.
@@ -104,6 +104,14 @@ impl Terminal {
                 "RUST_LOG is not a filter, so {default} is used; write it as in diffuse=debug"
             );
         }
+    }
+}
+
+/// What became of writing to stdout: a reader who has gone away is no failure, as pictures are wanted all the same.
+pub fn written(result: io::Result<()>) -> Result<()> {
+    match result {
+        Err(err) if err.kind() == ErrorKind::BrokenPipe => Ok(()),
+        other => other.context("writing to stdout"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Command lines that cannot be meant: one line of what was given, what is accepted, what to type.
 use super::colour;
+use super::terminal::written;
 use crate::engine::{kernels, memory};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use console::Term;
@@ -8,8 +9,10 @@ use std::fmt;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Prints what clap found: help and version to stdout with exit code 0, all else to stderr with 2.
-pub fn report(err: &clap::Error) -> ExitCode {
+/// Prints what clap found in `words`, the program's name and its command first: help and version to stdout with exit code 0, all else to
+/// stderr with 2.
+pub fn report(err: &clap::Error, words: &[OsString]) -> ExitCode {
+    let command = words.get(1);
     match err.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
@@ -33,13 +36,18 @@ pub fn report(err: &clap::Error) -> ExitCode {
         }
         _ => {
             let mut message = err.to_string();
-            if has_second_prompt(err) {
+            if err.kind() == ErrorKind::InvalidUtf8
+                && let Some(word) = words.iter().find(|word| word.to_str().is_none())
+            {
+                message = format!("{word:?} is not UTF-8; write names and prompts in UTF-8");
+            }
+            if has_second_prompt(err, command) {
                 message += "\n\nput quotes around a prompt of several words, as in \"a red fox\"";
             }
             if is_of_a_variable(err) {
                 message += "\n\nit is what DIFFUSE_DEVICE says";
             }
-            let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&message));
+            let _ = writeln!(std::io::stderr(), "diffuse: {}", line(&message, command));
         }
     }
     ExitCode::from(err.exit_code() as u8)
@@ -66,10 +74,9 @@ pub fn ensure_meaning(meant: bool, otherwise: impl FnOnce() -> String) -> anyhow
 }
 
 /// Whether clap met a second prompt: most likely the first has no quotes.
-fn has_second_prompt(err: &clap::Error) -> bool {
+fn has_second_prompt(err: &clap::Error, command: Option<&OsString>) -> bool {
     let unexpected = err.get(ContextKind::InvalidArg);
     let is_free = matches!(unexpected, Some(ContextValue::String(word)) if !word.starts_with('-'));
-    let command = std::env::args_os().nth(1);
     is_free
         && err.kind() == ErrorKind::UnknownArgument
         && command.is_some_and(|name| name == "txt2img")
@@ -143,26 +150,26 @@ pub fn print_versions() -> ExitCode {
     }
 }
 
-/// Says why stdout cannot be written; a reader who has gone away is none of that.
-fn is_written(written: std::io::Result<()>) -> bool {
-    match written {
-        Err(err) if err.kind() != std::io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(std::io::stderr(), "diffuse: writing to stdout: {err}");
-            false
-        }
-        _ => true,
+/// Whether stdout was written to; says why not.
+fn is_written(result: std::io::Result<()>) -> bool {
+    let failure = written(result).err();
+    if let Some(err) = &failure {
+        let _ = writeln!(std::io::stderr(), "diffuse: {err:#}");
     }
+    failure.is_none()
 }
 
 /// Clap's paragraphs in one line, without the usage.
-fn line(message: &str) -> String {
+fn line(message: &str, command: Option<&OsString>) -> String {
     // An error in a value carries no usage, so the command's name is looked for where the user wrote it.
-    let help = match std::env::args_os().nth(1) {
+    let help = match command {
         Some(name) if name == "ddpm" => "diffuse ddpm --help",
         Some(name) if name == "txt2img" => "diffuse txt2img --help",
         _ => "diffuse --help",
     };
-    let dash = match message.contains(TIP_OF_DASHES) {
+    // Of an unknown flag of several letters clap says so too, where it knows no other like it.
+    let is_long = message.contains(&format!("{TIP_OF_DASHES}'--"));
+    let dash = match message.contains(TIP_OF_DASHES) && !is_long {
         true => "; a value that begins with - is written as --flag=VALUE, a prompt behind --",
         false => "",
     };

@@ -96,9 +96,12 @@ impl Progress {
         &self.bars
     }
 
-    /// Runs `work` with nothing of this on the screen.
+    /// Runs `work` with nothing of this on the screen. [`Progress::finish`] waits for it where there is a screen.
     pub fn suspend<T>(&self, work: impl FnOnce() -> T) -> T {
-        self.bars.suspend(work)
+        match self.bars.is_hidden() {
+            true => work(),
+            false => self.bars.suspend(work),
+        }
     }
 
     /// Takes all of it off the screen, for good.

@@ -1,6 +1,7 @@
 //! What goes wrong, and the one line that says so.
-use crate::support::Folder;
+use crate::support::{Folder, asset, copy};
 use proptest::prelude::*;
+use std::path::Path;
 
 /// Runs `args`; the exit code is `code`, stdout is empty and stderr one line that holds every one of `parts`.
 #[track_caller]
@@ -407,8 +408,54 @@ fn words_that_do_not_go_together_cannot_be_meant() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_word_that_is_not_utf8_is_named() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.png");
+    let run = Folder::new().run(["txt2img".as_ref(), "a cat".as_ref(), "-o".as_ref(), name]);
+    assert_eq!(run.code, Some(2), "{run:?}");
+    let said = r#""caf\xE9.png" is not UTF-8; write names and prompts in UTF-8"#;
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+}
+
+#[test]
+fn a_git_lfs_pointer_is_told_from_a_file() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n";
+    for file in [
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    ] {
+        let folder = Folder::new();
+        copy(Path::new(&asset("tiny-ddpm")), &folder.file("model"));
+        folder.write(&format!("model/{file}"), pointer);
+        let run = folder.run(["ddpm", "--model", "model", "--steps", "1"]);
+        assert_eq!(run.code, Some(1), "{run:?}");
+        let said = format!("model/{file} is a Git LFS pointer");
+        assert!(run.stderr.contains(&said), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn a_folder_of_the_hubs_cache_is_told_where_its_model_is() {
+    let folder = Folder::new();
+    let snapshot = "models--o--n/snapshots/0123";
+    std::fs::create_dir_all(folder.file("models--o--n/snapshots")).expect("a new folder");
+    copy(Path::new(&asset("tiny-ddpm")), &folder.file(snapshot));
+    for given in ["models--o--n", "models--o--n/snapshots"] {
+        let run = folder.run(["ddpm", "--model", given]);
+        let said = format!("it is a folder of the hub's cache, with a model in {snapshot}");
+        assert!(run.stderr.contains(&said), "{}", run.stderr);
+    }
+}
+
 #[test]
 fn a_prompt_without_quotes_is_told_of_them() {
+    fails(
+        &["-v", "txt2img", "a", "fox"],
+        2,
+        &["put quotes around a prompt", "(see diffuse txt2img --help)"],
+    );
     fails(
         &["txt2img", "a", "fox"],
         2,
@@ -477,11 +524,7 @@ fn a_limit_on_the_size_of_files_is_told_and_leaves_nothing() {
 #[test]
 fn a_word_that_begins_with_a_dash_is_told_how_it_is_given() {
     let folder = Folder::new();
-    for args in [
-        &["txt2img", "x", "-o", "-x.png"][..],
-        &["txt2img", "-fox"],
-        &["txt2img", "--sampler", "euler"],
-    ] {
+    for args in [&["txt2img", "x", "-o", "-x.png"][..], &["txt2img", "-fox"]] {
         let run = folder.run(args);
         assert_eq!(run.code, Some(2), "{run:?}");
         assert!(
@@ -489,4 +532,8 @@ fn a_word_that_begins_with_a_dash_is_told_how_it_is_given() {
             "{run:?}"
         );
     }
+    // This is a flag that there is not.
+    let run = folder.run(["txt2img", "--sampler", "euler"]);
+    let said = "diffuse: unexpected argument '--sampler' found (see diffuse txt2img --help)\n";
+    assert_eq!(run.stderr, said);
 }

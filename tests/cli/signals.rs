@@ -45,6 +45,38 @@ fn a_signal_ends_the_program_as_itself_and_leaves_whole_pictures_alone() {
 }
 
 #[test]
+fn a_signal_ends_a_program_whose_reader_does_not_read() {
+    let folder = Folder::new();
+    let mut command = endless(&folder);
+    let piped = command.arg("--json").stdout(Stdio::piped());
+    let mut child = piped.spawn().expect("the program starts");
+    let unread = child.stdout.take().expect("it is piped");
+    // A pipe holds 64 KB, on some systems 16, and a line is far from 4.
+    let waiting = || rustix::io::ioctl_fionread(&unread).expect("it is a pipe");
+    let mut last = 0;
+    wait_until(|| last == std::mem::replace(&mut last, waiting()) && last > 12 << 10);
+    let sent = Command::new("kill").arg(child.id().to_string()).status();
+    assert!(sent.expect("kill is there").success());
+    let mut status = None;
+    wait_until(|| {
+        status = child.try_wait().expect("it is a child");
+        status.is_some()
+    });
+    assert_eq!(status.and_then(|status| status.signal()), Some(15));
+}
+
+/// Asks every fifth of a second, for a minute.
+fn wait_until(mut done: impl FnMut() -> bool) {
+    for _ in 0..300 {
+        if done() {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    panic!("it takes more than a minute");
+}
+
+#[test]
 fn a_signal_that_was_ignored_before_stays_so() {
     let (folder, mut shell) = (Folder::new(), Command::new("sh"));
     let program = endless(&folder);
