@@ -136,6 +136,13 @@ impl SchedulerConfig {
                 keys.join(", ")
             );
         };
+        // As JSON has them, or Python.
+        let text = match text {
+            "True" => "true",
+            "False" => "false",
+            "None" => "null",
+            text => text,
+        };
         let value = match rule {
             Rule::Word(_) => Value::from(if text == "null" { "" } else { text }),
             _ => serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),

@@ -4,7 +4,7 @@
 //! in log rho, and the polynomial is integrated over the step: that paper's Adams-Bashforth methods in another variable.
 use super::{
     About, Key, Request, Rule, Scheduler, Settings,
-    dpm_solver::{Converter, Form, Weights, multistep, multistep_orders},
+    dpm_solver::{Converter, Form, Multistep, Weights, multistep},
     keys::*,
     schedule::*,
     sigmas::{self, Level},
@@ -12,7 +12,6 @@ use super::{
 use crate::engine::noise::Noise;
 use anyhow::ensure;
 use candle_core::{Result, Tensor};
-use std::collections::VecDeque;
 
 pub const KEYS: &[Key] = &[
     TRAIN,
@@ -66,10 +65,8 @@ pub const ABOUT: About = About {
 
 pub struct Deis {
     levels: sigmas::Levels,
-    calls: Vec<Weights>,
+    steps: Multistep,
     converter: Converter,
-    /// Newest first.
-    outputs: VecDeque<Tensor>,
 }
 
 impl Deis {
@@ -78,22 +75,11 @@ impl Deis {
         ensure!(order >= 1, "solver_order = {order} is not 1, 2 or 3");
         let bar = alpha_bar(settings)?;
         let levels = sigmas::cut(settings, &bar, request, sigmas::Cut::UniPc)?;
-        let rho = &levels.sigmas;
-        let mut calls = Vec::new();
-        for (i, order) in multistep_orders(settings, levels.timesteps.len())
-            .into_iter()
-            .enumerate()
-        {
-            let past: Vec<f64> = rho[..=i].iter().rev().take(order).copied().collect();
-            let call = weights(rho[i + 1], &past);
-            ensure_finite(call.all())?;
-            calls.push(call);
-        }
+        let steps = Multistep::new(settings, &levels.sigmas, |t, past| Ok(weights(t, past)))?;
         Ok(Self {
             levels,
-            calls,
+            steps,
             converter: Converter::new(settings, false)?,
-            outputs: VecDeque::new(),
         })
     }
 }
@@ -153,8 +139,6 @@ impl Scheduler for Deis {
         _noise: &mut Noise,
     ) -> Result<Tensor> {
         let converted = self.converter.convert(self.levels.sigmas[i], x, output)?;
-        self.outputs.push_front(converted);
-        self.outputs.truncate(3);
-        self.calls[i].sum(x, &self.outputs, None)
+        self.steps.step(i, x, converted, None)
     }
 }

@@ -3,9 +3,11 @@
 use super::{
     Settings,
     algebra::{Clip, Prediction, combine},
+    schedule::ensure_finite,
     sigmas::Level,
 };
 use candle_core::{Result, Tensor};
+use std::collections::VecDeque;
 
 /// What the solver's integral is over, and whether it adds noise.
 #[derive(Clone, Copy, PartialEq)]
@@ -129,8 +131,50 @@ pub fn multistep(form: Form, heun: bool, t: Level, past: &[Level]) -> Weights {
     Weights { x, outputs, noise }
 }
 
+/// The steps of a multistep method, in order, and the outputs that they are still to read.
+pub struct Multistep {
+    steps: Vec<Weights>,
+    /// Newest first.
+    outputs: VecDeque<Tensor>,
+}
+
+impl Multistep {
+    /// Steps from each of `levels` to the next. `weights(t, past)` are those of a step to `t` from `past`: s_0 (where x is), s_1, s_2, as many
+    /// as its order.
+    pub fn new<L: Copy>(
+        settings: &Settings,
+        levels: &[L],
+        weights: impl Fn(L, &[L]) -> anyhow::Result<Weights>,
+    ) -> anyhow::Result<Self> {
+        let orders = multistep_orders(settings, levels.len().saturating_sub(1));
+        let steps = orders.into_iter().enumerate().map(|(i, order)| {
+            let past: Vec<L> = levels[..=i].iter().rev().take(order).copied().collect();
+            let step = weights(levels[i + 1], &past)?;
+            ensure_finite(step.all())?;
+            Ok(step)
+        });
+        Ok(Self {
+            steps: steps.collect::<anyhow::Result<_>>()?,
+            outputs: VecDeque::new(),
+        })
+    }
+
+    /// Step `i`, after the output of its call.
+    pub fn step(
+        &mut self,
+        i: usize,
+        x: &Tensor,
+        output: Tensor,
+        noise: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.outputs.push_front(output);
+        self.outputs.truncate(3);
+        self.steps[i].sum(x, &self.outputs, noise)
+    }
+}
+
 /// The orders of a multistep method along `n` steps: rising from 1, and falling again before the end where the keys ask for it.
-pub fn multistep_orders(settings: &Settings, n: usize) -> Vec<usize> {
+fn multistep_orders(settings: &Settings, n: usize) -> Vec<usize> {
     let most = settings.count("solver_order");
     let short = settings.flag("lower_order_final") && n < 15;
     let euler_at_final =

@@ -3,7 +3,7 @@
 //! x at the next level is a weighted sum of x, the last predictions and noise; the weights are worked out when it is built.
 use super::{
     About, Key, Request, Rule, Scheduler, Settings,
-    dpm_solver::{Converter, Form, Weights, multistep, multistep_orders},
+    dpm_solver::{Converter, Form, Multistep, multistep},
     keys::*,
     schedule::*,
     sigmas::{self, Level},
@@ -11,7 +11,6 @@ use super::{
 use crate::engine::noise::Noise;
 use anyhow::ensure;
 use candle_core::{Result, Tensor};
-use std::collections::VecDeque;
 
 pub const SOLVER: Key = Key(
     "solver_type",
@@ -88,11 +87,9 @@ pub const SDE: About = About {
 
 pub struct Dpmpp2m {
     levels: sigmas::Levels,
-    calls: Vec<Weights>,
+    steps: Multistep,
     sde: bool,
     converter: Converter,
-    /// Newest first.
-    outputs: VecDeque<Tensor>,
 }
 
 impl Dpmpp2m {
@@ -110,22 +107,13 @@ impl Dpmpp2m {
             sigmas::Cut::DpmSolver,
         )?;
         let level: Vec<Level> = levels.sigmas.iter().map(|s| Level::of(*s)).collect();
-        let mut calls = Vec::new();
-        for (i, order) in multistep_orders(settings, levels.timesteps.len())
-            .into_iter()
-            .enumerate()
-        {
-            let past: Vec<Level> = level[..=i].iter().rev().take(order).copied().collect();
-            let call = multistep(form, heun, level[i + 1], &past);
-            ensure_finite(call.all())?;
-            calls.push(call);
-        }
         Ok(Self {
             levels,
-            calls,
+            steps: Multistep::new(settings, &level, |t, past| {
+                Ok(multistep(form, heun, t, past))
+            })?,
             sde: form.sde,
             converter: Converter::new(settings, form.x0)?,
-            outputs: VecDeque::new(),
         })
     }
 }
@@ -155,9 +143,7 @@ impl Scheduler for Dpmpp2m {
 
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let converted = self.converter.convert(self.levels.sigmas[i], x, output)?;
-        self.outputs.push_front(converted);
-        self.outputs.truncate(3);
         let fresh = self.sde.then(|| noise.normal_like(x)).transpose()?;
-        self.calls[i].sum(x, &self.outputs, fresh.as_ref())
+        self.steps.step(i, x, converted, fresh.as_ref())
     }
 }

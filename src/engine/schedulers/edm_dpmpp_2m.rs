@@ -2,7 +2,7 @@
 use super::{
     About, Key, Request, Rule, Scheduler, Settings,
     algebra::Clip,
-    dpm_solver::{Form, Weights, multistep, multistep_orders},
+    dpm_solver::{Form, Multistep, multistep},
     dpmpp_2m::{self, ALIASES, SOLVER},
     edm::{self, *},
     keys::*,
@@ -12,7 +12,6 @@ use super::{
 use crate::engine::noise::Noise;
 use anyhow::ensure;
 use candle_core::{Result, Tensor};
-use std::collections::VecDeque;
 
 pub const KEYS: &[Key] = &[
     EDM_SIGMA_MIN,
@@ -50,13 +49,11 @@ pub const ABOUT: About = About {
 pub struct EdmDpmpp2m {
     timesteps: Vec<f64>,
     sigmas: Vec<f64>,
-    calls: Vec<Weights>,
+    steps: Multistep,
     sde: bool,
     edm: Edm,
     clip: Clip,
     init: f64,
-    /// Newest first.
-    outputs: VecDeque<Tensor>,
 }
 
 impl EdmDpmpp2m {
@@ -84,26 +81,21 @@ impl EdmDpmpp2m {
             })
             .collect();
         let heun = settings.word("solver_type") == "heun";
-        let mut calls = Vec::new();
-        for (i, order) in multistep_orders(settings, n).into_iter().enumerate() {
+        let steps = Multistep::new(settings, &level, |t, past| {
             ensure!(
-                order < 3 || !form.sde,
+                past.len() < 3 || !form.sde,
                 "algorithm_type sde-dpmsolver++ has no third order here; set solver_order to 1 or 2"
             );
-            let past: Vec<Level> = level[..=i].iter().rev().take(order).copied().collect();
-            let call = multistep(form, heun, level[i + 1], &past);
-            ensure_finite(call.all())?;
-            calls.push(call);
-        }
+            Ok(multistep(form, heun, t, past))
+        })?;
         Ok(Self {
             timesteps,
             sigmas,
-            calls,
+            steps,
             sde: form.sde,
             edm,
             clip: Clip::of(settings)?,
             init: edm::init_noise_sigma(settings),
-            outputs: VecDeque::new(),
         })
     }
 }
@@ -128,9 +120,7 @@ impl Scheduler for EdmDpmpp2m {
     fn step(&mut self, i: usize, x: &Tensor, output: &Tensor, noise: &mut Noise) -> Result<Tensor> {
         let output = output.to_dtype(x.dtype())?;
         let x0 = self.edm.x0(self.sigmas[i], x, &output)?;
-        self.outputs.push_front(self.clip.apply(x0)?);
-        self.outputs.truncate(3);
         let fresh = self.sde.then(|| noise.normal_like(x)).transpose()?;
-        self.calls[i].sum(x, &self.outputs, fresh.as_ref())
+        self.steps.step(i, x, self.clip.apply(x0)?, fresh.as_ref())
     }
 }
