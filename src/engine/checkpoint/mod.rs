@@ -144,34 +144,6 @@ impl Checkpoint {
         self.index.get(key)
     }
 
-    /// The diffusers version that saved it.
-    pub fn version(&self) -> Option<&str> {
-        self.index.get("_diffusers_version")?.as_str()
-    }
-
-    /// The components that the index names; null ones (a safety checker left out) are not there.
-    pub fn components(&self) -> Vec<&str> {
-        let is_component = |value: &Value| matches!(value.as_array().map(Vec::as_slice), Some([_, class]) if !class.is_null());
-        self.index
-            .iter()
-            .filter(|(_, value)| is_component(value))
-            .map(|(key, _)| key.as_str())
-            .collect()
-    }
-
-    /// Whether the component is there, by its config.
-    pub fn has(&self, component: &str) -> bool {
-        [
-            "config.json",
-            "scheduler_config.json",
-            "tokenizer_config.json",
-            "vocab.json",
-            "tokenizer.json",
-        ]
-        .iter()
-        .any(|name| matches!(self.file(component, name), Ok(Some(_))))
-    }
-
     /// A file of a component, downloaded if need be. `None` where the checkpoint has no such file.
     pub fn file(&self, component: &str, name: &str) -> Result<Option<Place>> {
         if matches!(self.source, Source::Original(_)) && component.starts_with("tokenizer") {
@@ -210,7 +182,7 @@ impl Checkpoint {
 
     fn contains(&self, name: &str) -> Result<bool> {
         match &self.source {
-            Source::Folder(folder) => Ok(folder.join(name).exists()),
+            Source::Folder(folder) => exists(&folder.join(name)),
             Source::Hub(repository) => repository.contains(name),
             Source::Original(_) => Ok(false),
             Source::Program(demo) => Ok(demo.get(name).is_some()),
@@ -294,9 +266,10 @@ impl Checkpoint {
 
     fn get(&self, name: &str) -> Result<Option<Place>> {
         let found = match &self.source {
-            Source::Folder(folder) => Some(folder.join(name))
-                .filter(|path| path.exists())
-                .map(Place::Disk),
+            Source::Folder(folder) => {
+                let path = folder.join(name);
+                exists(&path)?.then_some(Place::Disk(path))
+            }
             Source::Hub(repository) => repository.get(name)?.map(Place::Disk),
             Source::Program(demo) => demo
                 .get(name)
@@ -311,4 +284,10 @@ impl Checkpoint {
         }
         Ok(found)
     }
+}
+
+/// Whether something is at `path`; an error where that cannot be known, as in a folder that may not be read.
+fn exists(path: &Path) -> Result<bool> {
+    path.try_exists()
+        .with_context(|| format!("{} cannot be read", path.display()))
 }

@@ -4,7 +4,7 @@ use super::{Checkpoint, Demo, Part, Source, demo, json, original};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, Once, OnceLock};
 
 /// `--config` completes a model that is one file.
@@ -15,6 +15,18 @@ fn refuse_config(model: &str, config: Option<&str>) -> Result<()> {
         ),
         None => Ok(()),
     }
+}
+
+/// A model's snapshot in a folder of the hub's cache: that of a repository, or its `snapshots`.
+fn snapshot_in(folder: &Path) -> Option<PathBuf> {
+    let inner = [folder.join("snapshots"), folder.to_path_buf()];
+    let snapshots = inner
+        .into_iter()
+        .find(|folder| folder.ends_with("snapshots") && folder.is_dir())?;
+    let found = std::fs::read_dir(snapshots).ok()?.flatten();
+    found
+        .map(|entry| entry.path())
+        .find(|path| path.join("model_index.json").exists())
 }
 
 impl Checkpoint {
@@ -74,9 +86,15 @@ impl Checkpoint {
             return Ok(self);
         }
         let Some(config) = self.file("unet", "config.json")? else {
+            let snapshot = snapshot_in(Path::new(&self.name));
+            let advice = snapshot.map(|folder| {
+                let folder = folder.display();
+                format!("; it is a folder of the hub's cache, with a model in {folder}")
+            });
             bail!(
-                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json",
-                model = self.name
+                "{model} is no model in the diffusers layout: it has no model_index.json, unet/config.json or config.json{advice}",
+                model = self.name,
+                advice = advice.unwrap_or_default()
             );
         };
         // Names of UNets vary, and some files have none.

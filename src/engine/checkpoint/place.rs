@@ -1,5 +1,5 @@
 //! Where a checkpoint's file is: on the disk, or among the bytes of the program. Readers above do not tell the two apart.
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Cursor, Read, Result as IoResult, Seek, SeekFrom};
@@ -32,11 +32,33 @@ impl Place {
 
 /// Opens a plain file; a pipe or a device would block or never end.
 fn open(path: &Path) -> Result<File> {
-    let file = std::fs::metadata(path).and_then(|meta| match meta.is_file() {
-        true => File::open(path),
-        false => Err(std::io::Error::other("it is not a plain file")),
-    });
-    file.with_context(|| format!("{} cannot be read", path.display()))
+    let opened = || -> IoResult<(File, bool)> {
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(std::io::Error::other("it is not a plain file"));
+        }
+        let mut file = File::open(path)?;
+        let is_pointer = is_pointer(&mut file)?;
+        Ok((file, is_pointer))
+    };
+    let name = path.display();
+    let (file, is_pointer) = opened().with_context(|| format!("{name} cannot be read"))?;
+    ensure!(
+        !is_pointer,
+        "{name} is a Git LFS pointer, which stands for the file; fetch the file by git lfs pull"
+    );
+    Ok(file)
+}
+
+/// Whether a file is what a clone without Git LFS has in place of a large one (its specification, version 1). It stands at its start again.
+fn is_pointer(file: &mut File) -> IoResult<bool> {
+    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
+    if file.metadata()?.len() >= 1024 {
+        return Ok(false);
+    }
+    let mut start = [0; START.len()];
+    let read = file.read_exact(&mut start);
+    file.rewind()?;
+    Ok(read.is_ok() && start == START)
 }
 
 /// An open file.

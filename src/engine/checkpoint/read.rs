@@ -64,19 +64,24 @@ fn numbers<S: Number, T: Number>(file: &Source, entry: &Entry) -> Result<Vec<T>>
                 .sum();
             let span = if count == 0 { 0 } else { last + 1 };
             let stored = dense::<S, T>(file, entry.offset, span)?;
-            gather(&stored, &entry.shape, strides, count)
+            gather(&stored, &entry.shape, strides, count)?
         }
     };
     Ok(values)
 }
 
+/// An empty list with room for `count` numbers: an error, and no abort, where the memory is not there.
+fn room<T>(count: usize) -> Result<Vec<T>> {
+    let mut values = Vec::new();
+    match values.try_reserve_exact(count) {
+        Ok(()) => Ok(values),
+        Err(_) => bail!("{count} numbers do not fit into memory"),
+    }
+}
+
 /// `count` numbers that follow each other.
 fn dense<S: Number, T: Number>(file: &Source, offset: u64, count: usize) -> Result<Vec<T>> {
-    let mut values: Vec<T> = Vec::new();
-    // no abort where the memory is not there
-    if values.try_reserve_exact(count).is_err() {
-        bail!("{count} numbers do not fit into memory");
-    }
+    let mut values = room(count)?;
     // SAFETY: the room is there and any bytes are a T; they are written below and read by nobody before, and where writing
     // fails they are dropped. Zeroing gigabytes first would take as long as reading them does.
     #[allow(clippy::uninit_vec)]
@@ -103,8 +108,13 @@ fn dense<S: Number, T: Number>(file: &Source, offset: u64, count: usize) -> Resu
 }
 
 /// Puts a transposed or sliced tensor in order.
-fn gather<T: Copy>(stored: &[T], shape: &[usize], strides: &[usize], count: usize) -> Vec<T> {
-    let mut values = Vec::with_capacity(count);
+fn gather<T: Copy>(
+    stored: &[T],
+    shape: &[usize],
+    strides: &[usize],
+    count: usize,
+) -> Result<Vec<T>> {
+    let mut values = room(count)?;
     let mut index = vec![0; shape.len()];
     let mut at = 0;
     for _ in 0..count {
@@ -119,7 +129,7 @@ fn gather<T: Copy>(stored: &[T], shape: &[usize], strides: &[usize], count: usiz
             index[axis] = 0;
         }
     }
-    values
+    Ok(values)
 }
 
 /// The four kinds of numbers; between two different kinds the way goes through f32, which holds all but f64.

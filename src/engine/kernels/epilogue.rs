@@ -1,6 +1,5 @@
 //! What is done to a product or convolution on its way to memory, in this order:
-//! y = silu?((product + bias + shift + residual) * scale).
-use super::activation::silu_v;
+//! y = (product + bias + shift + residual) * scale.
 use super::length;
 use super::simd::Simd;
 
@@ -13,12 +12,6 @@ pub struct Epilogue<'a> {
     pub residual: Option<&'a [f32]>,
     /// Multiplies the sum: 1 / output_scale_factor.
     pub scale: f32,
-    pub activation: Option<Activation>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    Silu,
 }
 
 impl Default for Epilogue<'_> {
@@ -27,34 +20,11 @@ impl Default for Epilogue<'_> {
             shift: None,
             residual: None,
             scale: 1.0,
-            activation: None,
         }
     }
 }
 
-impl<'a> Epilogue<'a> {
-    pub fn residual(residual: &'a [f32]) -> Self {
-        Epilogue {
-            residual: Some(residual),
-            ..Epilogue::default()
-        }
-    }
-    pub fn shift(shift: &'a [f32]) -> Self {
-        Epilogue {
-            shift: Some(shift),
-            ..Epilogue::default()
-        }
-    }
-    pub fn scaled(self, scale: f32) -> Self {
-        Epilogue { scale, ..self }
-    }
-    pub fn silu(self) -> Self {
-        Epilogue {
-            activation: Some(Activation::Silu),
-            ..self
-        }
-    }
-
+impl Epilogue<'_> {
     /// # Panics
     /// If a slice has not the length the result asks for.
     pub(super) fn check(&self, m: usize, n: usize) {
@@ -84,7 +54,6 @@ pub(super) struct Finish<'a> {
     /// (m, n)
     residual: Option<&'a [f32]>,
     scale: f32,
-    silu: bool,
 }
 
 impl<'a> Finish<'a> {
@@ -101,7 +70,6 @@ impl<'a> Finish<'a> {
             shift: epilogue.shift,
             residual: epilogue.residual,
             scale: epilogue.scale,
-            silu: epilogue.activation == Some(Activation::Silu),
         }
     }
 
@@ -130,9 +98,6 @@ impl<'a> Finish<'a> {
         }
         if self.scale != 1.0 {
             v = S::mul(v, S::splat(self.scale));
-        }
-        if self.silu {
-            v = silu_v::<S>(v);
         }
         v
     }

@@ -43,7 +43,7 @@ pub use activation::{geglu, gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use attention::{AttentionShape, attention};
 pub use ceiling::multiply_adds;
 pub use conv::{ConvShape, PackedConv2d};
-pub use epilogue::{Activation, Epilogue};
+pub use epilogue::Epilogue;
 pub use input::{Parts, nearest};
 pub use linear::PackedLinear;
 pub use norm::{GroupNormShape, group_norm, layer_norm};

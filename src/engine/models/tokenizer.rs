@@ -7,7 +7,7 @@ use super::config::refuse_unsupported;
 use crate::engine::checkpoint::{Checkpoint, Place, json};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::{self, Lowercase, NFC, Replace, replace::ReplacePattern};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -246,7 +246,8 @@ impl ClipTokenizer {
 /// Tokens `T` with `T_1`, `T_2`, ... beside them, as diffusers names the vectors of one word.
 fn several(tokenizer: &Tokenizer) -> Vec<Several> {
     let added = tokenizer.get_added_tokens_decoder();
-    let is_added = |name: &str| added.values().any(|token| token.content == name);
+    let names: HashSet<&str> = added.values().map(|token| &*token.content).collect();
+    let is_added = |name: &str| names.contains(name);
     let written_out = added.iter().filter_map(|(id, token)| {
         let name = &token.content;
         let more = (1..).map(|k| format!("{name}_{k}"));

@@ -189,7 +189,6 @@ fn run_packed(conv: &PackedConv2d, x: &Map, extras: Extras) -> Result<Map> {
         shift: shift.as_ref().map(|v| v.f32()).transpose()?,
         residual: residual.as_ref().map(|v| v.f32()).transpose()?,
         scale: (1.0 / extras.divisor) as f32,
-        activation: None,
     };
     let parts = x.parts()?;
     let shape = (b, oh, ow, conv.shape().out_channels);

@@ -16,7 +16,8 @@ pub const PREVIEW: &str = "preview_vae";
 /// Nothing here encodes pictures.
 const DECODER: Naming = Naming {
     strip: "",
-    ignore: &["encoder.*", "quant_conv.*"],
+    // The last is of trainings.
+    ignore: &["encoder.*", "quant_conv.*", "loss.*"],
 };
 /// Rows of latents in a band: for 1024 pixels across, a band of the widest map of the published decoders is 32 MB in f16.
 const BAND: usize = 8;

@@ -18,7 +18,8 @@ fn a_flat_repository_is_its_own_unet() {
         &[("w", numbers(&[2]))],
     );
     let checkpoint = Checkpoint::open(root.to_str().unwrap(), "main").unwrap();
-    assert!(checkpoint.has("unet") && checkpoint.has("scheduler") && !checkpoint.has("vae"));
+    let vae = checkpoint.file("vae", "config.json").unwrap();
+    assert!(vae.is_none(), "{vae:?}");
     let scheduler = checkpoint
         .json("scheduler", "scheduler_config.json")
         .unwrap();
@@ -27,15 +28,16 @@ fn a_flat_repository_is_its_own_unet() {
 }
 
 #[test]
-fn the_index_names_class_version_and_components() {
+fn the_index_names_the_classes() {
     let (folder, _) = checkpoint(|_| ());
     let index = r#"{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0",
         "unet": ["diffusers", "UNet2DConditionModel"], "safety_checker": [null, null], "requires_safety_checker": false}"#;
     std::fs::write(folder.path().join("model_index.json"), index).unwrap();
     let checkpoint = Checkpoint::open(folder.path().to_str().unwrap(), "main").unwrap();
     assert_eq!(checkpoint.pipeline_class(), Some("StableDiffusionPipeline"));
-    assert_eq!(checkpoint.version(), Some("0.6.0"));
-    assert_eq!(checkpoint.components(), ["unet"]);
+    let class = |component| checkpoint.component_class(component);
+    assert_eq!(class("unet"), Some("UNet2DConditionModel"));
+    assert_eq!((class("safety_checker"), class("vae")), (None, None));
 }
 
 #[test]

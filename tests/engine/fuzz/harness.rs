@@ -194,7 +194,7 @@ pub fn sampling() -> Sampling {
 /// Reads, plans, loads and draws as far as that goes; drawn is what is small.
 pub fn draw(checkpoint: &Checkpoint, prompt: &str) -> Reached {
     let runtime = Runtime::new(DeviceChoice::Cpu, Precision::F32)?;
-    if checkpoint.has("vae") {
+    if matches!(checkpoint.file("vae", "config.json"), Ok(Some(_))) {
         let system = Txt2ImgSystem::read(checkpoint)?;
         let plan = system.plan(&Txt2ImgRequest {
             prompt: prompt.to_owned(),
