@@ -2,7 +2,8 @@
 //!
 //! A text longer than an encoder's 77 tokens is cut or, where that is asked for, read in chunks: of each 75 tokens in order, between
 //! the two that mark a text's ends, with the states of all chunks one after another. The text with fewer chunks has those of the
-//! empty text behind it. The pooled text is the first chunk's. AUTOMATIC1111's web UI and compel do the same.
+//! empty text behind it. The pooled text is the first chunk's. compel does the same, and so does AUTOMATIC1111's web UI but for chunks that it
+//! ends early, at a comma or at BREAK.
 use super::class::Class;
 use super::{Txt2ImgRequest, weights};
 use crate::engine::checkpoint::Checkpoint;
@@ -157,8 +158,9 @@ impl Towers {
                     && towers.is_empty()
                 {
                     tracing::warn!(
-                        "the {name} has more than the {} tokens that this model reads; lost: \"{rest}\" (--long-prompt reads all)",
-                        tower.length
+                        "the {name} has more than the {} tokens that this model reads; lost: {} (--long-prompt reads all)",
+                        tower.length,
+                        shown(&rest)
                     );
                     lost.push((name, rest));
                 }
@@ -201,6 +203,20 @@ impl Towers {
             }
         }
         chunks * self.towers[0].length
+    }
+}
+
+/// The beginning of a text in quotes, and how much more there is.
+fn shown(text: &str) -> String {
+    const LETTERS: usize = 200;
+    // It may begin inside of a letter.
+    let text = text.trim_start_matches(char::REPLACEMENT_CHARACTER);
+    match text.char_indices().nth(LETTERS) {
+        Some((end, _)) => {
+            let more = text.chars().count() - LETTERS;
+            format!("\"{}...\" and {more} letters more", &text[..end])
+        }
+        None => format!("\"{text}\""),
     }
 }
 

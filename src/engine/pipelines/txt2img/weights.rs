@@ -1,25 +1,40 @@
 //! Weights in a prompt, as AUTOMATIC1111's web UI writes them: `(word)` is 1.1, `((word))` 1.21, `[word]` 1 / 1.1,
 //! `(word:1.3)` 1.3, and `\(` is a parenthesis.
 //!
-//! What stands inside is multiplied with what stands around it. A parenthesis without its pair weighs to the end of the prompt.
+//! What stands inside is multiplied with what stands around it. A parenthesis without its pair weighs to the end of the prompt, a
+//! backslash before anything else is nothing, and neighbours of one weight are one text.
 
-const ROUND: f32 = 1.1;
-const SQUARE: f32 = 1.0 / 1.1;
+const ROUND: f64 = 1.1;
+const SQUARE: f64 = 1.0 / 1.1;
 
-/// The pieces of a prompt and their weights. A prompt without any parenthesis is one piece.
+/// The pieces of a prompt and their weights, no two neighbours of one weight. A prompt without any parenthesis is one piece.
 pub fn parse(prompt: &str) -> Vec<(String, f32)> {
-    let mut pieces: Vec<(String, f32)> = Vec::new();
+    let mut joined: Vec<(String, f64)> = Vec::new();
+    for (text, weight) in pieces(prompt) {
+        match joined.last_mut() {
+            Some(last) if last.1 == weight => last.0 += &text,
+            _ => joined.push((text, weight)),
+        }
+    }
+    let joined = joined.into_iter();
+    joined.map(|(text, weight)| (text, weight as f32)).collect()
+}
+
+fn pieces(prompt: &str) -> Vec<(String, f64)> {
+    let mut pieces: Vec<(String, f64)> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
     let mut piece = String::new();
     let mut rest = prompt;
     while let Some(c) = rest.chars().next() {
         let after = &rest[c.len_utf8()..];
         rest = match c {
-            '\\' if after.starts_with(['(', ')', '[', ']', '\\']) => {
-                let escaped = after.chars().next().expect("it starts with one");
-                piece.push(escaped);
-                &after[escaped.len_utf8()..]
-            }
+            '\\' => match after.chars().next() {
+                Some(escaped @ ('(' | ')' | '[' | ']' | '\\')) => {
+                    piece.push(escaped);
+                    &after[escaped.len_utf8()..]
+                }
+                _ => after,
+            },
             '(' | '[' => {
                 flush(&mut pieces, &mut piece);
                 let open = if c == '(' { &mut round } else { &mut square };
@@ -64,27 +79,27 @@ pub fn parse(prompt: &str) -> Vec<(String, f32)> {
     pieces
 }
 
-fn flush(pieces: &mut Vec<(String, f32)>, piece: &mut String) {
+fn flush(pieces: &mut Vec<(String, f64)>, piece: &mut String) {
     if !piece.is_empty() {
         pieces.push((std::mem::take(piece), 1.0));
     }
 }
 
-fn weigh(pieces: &mut [(String, f32)], first: Option<usize>, weight: f32) {
+fn weigh(pieces: &mut [(String, f64)], first: Option<usize>, weight: f64) {
     for piece in pieces.iter_mut().skip(first.unwrap_or(usize::MAX)) {
         piece.1 *= weight;
     }
 }
 
 /// A number and the parenthesis behind it: its value, and what follows.
-fn number(text: &str) -> Option<(f32, &str)> {
+fn number(text: &str) -> Option<(f64, &str)> {
     let (number, after) = text.split_once(')')?;
     let number = number.trim();
     let plain = number
         .trim_start_matches(['+', '-'])
         .chars()
         .all(|c| c.is_ascii_digit() || c == '.');
-    let weight: f32 = number.parse().ok().filter(|_| plain)?;
+    let weight: f64 = number.parse().ok().filter(|_| plain)?;
     Some((weight, after))
 }
 
@@ -113,10 +128,10 @@ mod tests {
         );
         check("(unbalanced", &[("unbalanced", 1.1)]);
         check(r"\(literal\]", &[("(literal]", 1.0)]);
-        check(
-            "(unnecessary)(parens)",
-            &[("unnecessary", 1.1), ("parens", 1.1)],
-        );
+        check("(unnecessary)(parens)", &[("unnecessaryparens", 1.1)]);
+        check("pho(tograph:1.0) of", &[("photograph of", 1.0)]);
+        check(r"photo\graph\", &[("photograph", 1.0)]);
+        check(r"(a\\b)", &[(r"a\b", 1.1)]);
         check(
             "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
             &[
