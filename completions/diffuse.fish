@@ -55,7 +55,7 @@ ipndm\t''
 edm-euler\t''
 edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -s n -l num-images -d 'Pictures to draw; the first has the seed, each further one the next' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand ddpm" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r
@@ -125,7 +125,7 @@ ipndm\t''
 edm-euler\t''
 edm-dpmpp-2m\t''"
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l seed -d 'Where the noise starts; the same seed draws the same picture [default: drawn and reported]' -r
-complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s n -l num-images -d 'Pictures to draw; picture k has the seed plus k' -r
+complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -s n -l num-images -d 'Pictures to draw; the first has the seed, each further one the next' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l scheduler-option -d 'Set a key of the scheduler\'s config, as in use_karras_sigmas=true; may be given several times' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l timesteps -d 'Call the model at these training steps, as in 999,750,500,250, in place of --steps' -r
 complete -c diffuse -n "__fish_diffuse_using_subcommand txt2img" -l sigmas -d 'Walk along these noise levels, the last one reached included, as in 14.6,3,0.5,0, in place of --steps' -r

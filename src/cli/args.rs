@@ -27,7 +27,7 @@ pub struct SamplingArgs {
     /// Where the noise starts; the same seed draws the same picture [default: drawn and reported]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]
     seed: Option<u64>,
-    /// Pictures to draw; picture k has the seed plus k
+    /// Pictures to draw; the first has the seed, each further one the next
     #[arg(short, long, value_name = "N", default_value_t = 1, allow_negative_numbers = true,
           value_parser = images)]
     num_images: usize,
@@ -67,7 +67,7 @@ impl SamplingArgs {
 pub struct BatchArgs {
     /// Draw a picture again from the settings that it carries; other flags go before them
     ///
-    /// Tells whether the pixels are the same. Where it is written is not taken from the picture.
+    /// - is a picture on stdin. Tells whether the pixels are the same. Where it is written is not taken from the picture.
     #[arg(long, value_name = "IMAGE", value_hint = ValueHint::FilePath, conflicts_with = "prompts")]
     pub from: Option<PathBuf>,
     /// Print what would be done, with its price, and read no weights
@@ -121,7 +121,7 @@ pub struct OutputArgs {
     ///
     /// A pattern has {index}, {seed}, {prompt}, {model}, {scheduler} or {steps} in its path, as in out/{index}-{prompt}.png. Of
     /// several pictures OUT.png makes OUT-1.png, OUT-2.png, ...
-    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(short, long, value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub output: Option<Output>,
     /// Make the folders of --output that are missing
     #[arg(short, long)]

@@ -3,7 +3,7 @@ use super::names::Target;
 use super::terminal::Terminal;
 use crate::engine::checkpoint::{Checkpoint, Wanted};
 use crate::engine::cost::Work;
-use crate::engine::memory::{self, gigabytes};
+use crate::engine::memory::gigabytes;
 use crate::engine::pipelines::{Plan, System};
 use crate::engine::runtime::Runtime;
 use anyhow::Result;
@@ -52,6 +52,7 @@ impl Price {
     ) -> Result<()> {
         let (mut missing, mut here) = (Vec::<Wanted>::new(), 0);
         let (mut kept, mut unet) = (0, 0);
+        let (mut calls, mut decoding) = self.maps;
         // One file may be two parts of a run; it comes once.
         let mut count = |file: Wanted| match file.here {
             true => here += file.bytes,
@@ -69,6 +70,13 @@ impl Price {
                 text if lone && text.starts_with("text_encoder") => {}
                 _ => kept += held,
             }
+            // Maps were counted in f32.
+            let narrow = |maps: u64| maps / 4 * runtime.width(dtype);
+            match component {
+                "unet" => calls = narrow(calls),
+                "vae" => decoding = narrow(decoding),
+                _ => {}
+            }
             files.into_iter().for_each(&mut count);
         }
         // They are merged into the weights, so they keep no room of their own.
@@ -76,10 +84,9 @@ impl Price {
             count(lora.wanted()?);
         }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
-        let (calls, decoding) = self.maps;
         let beside = if at_once { 0 } else { unet };
-        let used = kept + (unet + calls).max(beside + decoding) + memory::OWN;
-        let peak = used + memory::slack(used);
+        let used = kept + (unet + calls).max(beside + decoding);
+        let peak = used + runtime.own_memory(used);
         let seconds = runtime.seconds(self.work)?;
         if as_json {
             let missing: Vec<_> = missing
@@ -95,7 +102,7 @@ impl Price {
                 "weights": here + download,
                 "download": {"bytes": download, "files": missing},
                 "memory": peak,
-                "memory_free": memory::available(),
+                "memory_free": runtime.free_memory(),
                 "seconds": (seconds * 1e6).round() / 1e6,
             });
             return terminal.print(&object.to_string());
@@ -127,7 +134,9 @@ impl Price {
             ));
         }
         lines.push(format!("calls     {} of the UNet", self.calls));
-        let free = memory::available().map(|free| format!(", {} free", gigabytes(free)));
+        let free = runtime
+            .free_memory()
+            .map(|free| format!(", {} free", gigabytes(free)));
         lines.push(format!(
             "memory    about {}{}",
             gigabytes(peak),

@@ -22,7 +22,7 @@ pub struct Txt2ImgArgs {
     ///
     /// A folder that exists goes before the hub; one of the name demo is ./demo.
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
-          value_hint = ValueHint::AnyPath, value_parser = NonEmptyStringValueParser::new())]
+          value_hint = ValueHint::FilePath, value_parser = NonEmptyStringValueParser::new())]
     model: String,
     /// How closely the picture follows the text; 1 or less is no guidance [default: that of the model's pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, value_parser = args::guidance_scale)]

@@ -1,4 +1,5 @@
 //! Where the numbers live and in what precision. The only place that opens a device.
+use super::{cuda, memory};
 use anyhow::Result;
 use candle_core::{DType, Device, DeviceLocation};
 use std::fmt;
@@ -87,6 +88,31 @@ impl Runtime {
         }
     }
 
+    /// Bytes of a number of a map that comes of weights in `weights`.
+    pub fn width(&self, weights: DType) -> u64 {
+        match self.device {
+            Device::Cpu => DType::F32,
+            _ => weights,
+        }
+        .size_in_bytes() as u64
+    }
+
+    /// Bytes that can be had where the numbers live; None where that is not known.
+    pub fn free_memory(&self) -> Option<u64> {
+        match self.device {
+            Device::Cpu => memory::available(),
+            _ => cuda::free(&self.device),
+        }
+    }
+
+    /// Bytes that are taken there beside `used` of a model and its maps. Of a card, whose driver takes what it likes, they are not known.
+    pub fn own_memory(&self, used: u64) -> u64 {
+        match self.device {
+            Device::Cpu => memory::OWN + memory::slack(used + memory::OWN),
+            _ => 0,
+        }
+    }
+
     /// The device as `--device` takes it.
     pub fn place(&self) -> String {
         match self.device.location() {
@@ -121,7 +147,7 @@ fn open_cuda(number: usize) -> Result<Device> {
 #[cfg(feature = "cuda")]
 fn open_cuda(number: usize) -> Result<Device> {
     use anyhow::Context;
-    super::cuda::open::open(number).with_context(|| format!("device cuda:{number}"))
+    cuda::open::open(number).with_context(|| format!("device cuda:{number}"))
 }
 
 /// Whether an error says that a card's memory was too small.

@@ -29,11 +29,19 @@ fn rendered() -> BTreeMap<String, String> {
         let text = match shell {
             Shell::Elvish => elvish_values(&text),
             Shell::PowerShell => powershell_values(&text),
+            Shell::Zsh => zsh_names(&text),
             _ => text,
         };
         (shell.file_name("diffuse"), text)
     };
     shells.map(render).into()
+}
+
+/// clap_complete's script for zsh ends the name of a value at a colon in it.
+fn zsh_names(script: &str) -> String {
+    let name = "FILE[:WEIGHT]";
+    assert_eq!(script.matches(name).count(), 1, "--lora takes {name}");
+    script.replace(name, "FILE[\\:WEIGHT]")
 }
 
 /// The flags that take a value of a list, and those that take a path.
@@ -136,7 +144,7 @@ fn pages() -> BTreeMap<String, String> {
         let mut bytes = Vec::new();
         man.render(&mut bytes).expect("a vector takes all");
         let text = String::from_utf8(bytes).expect("pages are UTF-8");
-        (format!("{name}.1"), text)
+        (format!("{name}.1"), line_by_line(&text))
     };
     let mut pages = BTreeMap::from([page(&command, "diffuse".into())]);
     for sub in command.get_subcommands() {
@@ -144,6 +152,24 @@ fn pages() -> BTreeMap<String, String> {
         pages.insert(name, text);
     }
     pages
+}
+
+/// A page whose last sections, examples and the environment, stand as they are written, without the version that is left away.
+fn line_by_line(page: &str) -> String {
+    let page = page.strip_suffix(".SH VERSION\nv\n");
+    let page = page.expect("it ends with the version");
+    let (before, examples) = page
+        .split_once(".SH EXTRA\nExamples:\n")
+        .expect("it has examples");
+    let mut text = format!("{before}.SH EXAMPLES\n.nf\n");
+    for line in examples.lines().filter(|line| !line.is_empty()) {
+        text += match line {
+            "Environment:" => ".fi\n.SH ENVIRONMENT\n.nf",
+            line => line.trim_start(),
+        };
+        text.push('\n');
+    }
+    text + ".fi\n"
 }
 
 #[test]
@@ -257,11 +283,13 @@ fn shells_that_are_installed_read_their_completions_without_a_word() {
 }
 
 /// What is typed after `diffuse`, and the only completion: a scheduler, a dtype, a device, two paths and a flag.
-const TYPED: [(&str, &str, &str); 6] = [
+const TYPED: [(&str, &str, &str); 8] = [
     ("ddpm --scheduler", "euler-", "euler-ancestral"),
     ("txt2img --dtype", "bf", "bf16"),
     ("ddpm --device", "cu", "cuda"),
     ("txt2img --from", "only-", "only-this.png"),
+    ("txt2img --output", "only-", "only-this.png"),
+    ("txt2img --lora", "only-", "only-this.png"),
     ("ddpm --model", "mod", "models/"),
     ("txt2img", "--guidance-r", "--guidance-rescale"),
 ];
@@ -308,7 +336,7 @@ fn bash_completes_values_from_their_first_letters() {
         }
         let words: Vec<_> = before.split(' ').collect();
         let script = format!(
-            "source \"$0\"; compopt() {{ :; }}; COMP_WORDS=(diffuse {before} {start}); COMP_CWORD={}; _diffuse diffuse {start} {}; echo \"${{COMPREPLY[@]}}\"",
+            "source \"$0\"; compopt() {{ echo $*; }}; COMP_WORDS=(diffuse {before} {start}); COMP_CWORD={}; _diffuse diffuse {start} {}; echo \"${{COMPREPLY[@]}}\"",
             words.len() + 1,
             words[words.len() - 1],
         );
@@ -317,6 +345,11 @@ fn bash_completes_values_from_their_first_letters() {
             .arg(folder().join("diffuse.bash"))
             .current_dir(here.path());
         let Some(text) = said(bash) else { return };
+        // So that bash ends folders with a slash and quotes spaces.
+        let text = match wanted.ends_with(".png") {
+            true => text.strip_prefix("-o filenames\n").expect("it is asked"),
+            false => &text,
+        };
         assert_eq!(text.trim_end(), wanted, "{before} {start}");
     }
 }

@@ -57,7 +57,13 @@ class Card:
         self.nvml = ctypes.CDLL("libnvidia-ml.so.1")
         self.handle = ctypes.c_void_p()
         self.call("nvmlInit_v2")
-        self.call("nvmlDeviceGetHandleByIndex_v2", 0, ctypes.byref(self.handle))
+        # The first that CUDA sees, which is not always NVML's first.
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
+        if visible.startswith("GPU-"):
+            self.call("nvmlDeviceGetHandleByUUID", visible.encode(), ctypes.byref(self.handle))
+        else:
+            number = int(visible) if visible.isdigit() else 0
+            self.call("nvmlDeviceGetHandleByIndex_v2", number, ctypes.byref(self.handle))
 
     def call(self, name, *args):
         code = getattr(self.nvml, name)(*args)
@@ -179,8 +185,14 @@ class Program:
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
+        # It may have died, and that is what is to be told.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.process.stdout.close()
 
 
@@ -209,10 +221,7 @@ def version(package):
 
 
 def head():
-    try:
-        about = (NoCard() if CPU else Card()).about()
-    except (OSError, RuntimeError) as error:
-        about = f"no card was found ({error})"
+    about = card().about()
     versions = [said(DIFFUSE, "--version"), said("git", "rev-parse", "--short", "HEAD"), f"Python {platform.python_version()}"]
     versions += [version(package) for package in ("torch", "diffusers", "transformers")]
     when = time.strftime("%Y-%m-%d %H:%M", time.gmtime())

@@ -40,7 +40,7 @@ fn main() {
     let caps = env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| capabilities());
     let caps: BTreeSet<_> = caps
         .lines()
-        .map(|cap| cap.trim().replace('.', ""))
+        .map(|cap| cap.trim().trim_end_matches('a').replace('.', ""))
         .collect();
     for cap in caps.iter().filter(|cap| *cap != "90" && !cap.is_empty()) {
         command.arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"));

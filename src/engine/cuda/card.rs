@@ -230,6 +230,13 @@ pub fn record(device: &Device, f: impl FnOnce() -> Result<()>) -> Result<Recordi
     Ok(Recording(graph))
 }
 
+/// Bytes of the card that nobody has.
+pub fn free(device: &Device) -> Option<u64> {
+    let stream = device_of(device).ok()?.cuda_stream();
+    let (free, _) = stream.context().mem_get_info().ok()?;
+    Some(free as u64)
+}
+
 fn log_memory(context: &CudaContext, when: &str) {
     tracing::debug!(
         "the card's memory {when}: {}",

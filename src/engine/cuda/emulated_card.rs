@@ -1,6 +1,6 @@
 //! The place of `card` in tests: a card that is none. The kernels' source is compiled for this processor with `kernels/emulator.h`, and
 //! tensors of the CPU serve as the card's while [`pretend`] lasts.
-pub use super::no_recording::{Recording, record, trim, warm};
+pub use super::no_recording::{Recording, free, record, trim, warm};
 use super::{Args, Card, Work};
 use candle_core::{CpuStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::{bf16, f16};

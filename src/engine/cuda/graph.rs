@@ -71,6 +71,17 @@ pub fn trim(device: &Device) {
     }
 }
 
+impl Drop for Recorder {
+    /// A recording's memory stays the card's until it is asked for, and what follows needs it, a batch that has failed too.
+    fn drop(&mut self) {
+        if let State::Recorded(recorded) = std::mem::take(&mut self.0) {
+            let device = recorded.result.device().clone();
+            drop(recorded);
+            card::trim(&device);
+        }
+    }
+}
+
 fn record(
     inputs: &[&Tensor],
     result: Tensor,

@@ -44,7 +44,7 @@ pub mod product;
 pub mod weight;
 
 use candle_core::{DType, Result, Tensor};
-pub use card::serves;
+pub use card::{free, serves};
 
 /// What a plan depends on beside the sizes.
 #[derive(Clone, Copy, Debug)]

@@ -1,5 +1,5 @@
 //! The place of `card` in a build without CUDA, where no tensor lies on a card.
-pub use super::no_recording::{Recording, record, trim, warm};
+pub use super::no_recording::{Recording, free, record, trim, warm};
 use super::{Args, Card, Work};
 use candle_core::{Device, Result, Shape, Tensor};
 

@@ -18,3 +18,7 @@ pub fn record(_device: &Device, _f: impl FnOnce() -> Result<()>) -> Result<Recor
 }
 
 pub fn trim(_device: &Device) {}
+
+pub fn free(_device: &Device) -> Option<u64> {
+    None
+}

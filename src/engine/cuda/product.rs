@@ -361,6 +361,10 @@ pub fn convolution(
     if let Some(bias) = extras.bias {
         check("bias", bias, &[outputs])?;
     }
+    let follows = extras.shift.is_some() || extras.residual.is_some() || extras.scale != 1.0;
+    if extras.geglu && follows {
+        candle_core::bail!("nothing but a bias goes with GEGLU")
+    }
     let mut shift_stride = 0;
     if let Some(shift) = extras.shift {
         let each = shift.dim(0)? != 1;

@@ -3,7 +3,6 @@ use super::txt2img::{Class, UNCONDITIONAL};
 use super::{Job, Only, Pipeline, Plan, Sampling, System, Watch};
 use super::{check_channels, check_class, choose_scheduler, load, scheduler_config};
 use crate::engine::checkpoint::{Checkpoint, Naming};
-use crate::engine::cuda::graph;
 use crate::engine::models::unet::UNet;
 use crate::engine::models::unet_config::{UNetConfig, UNetFile};
 use crate::engine::noise::Noise;
@@ -157,7 +156,6 @@ impl Pipeline for Ddpm {
                 },
             )
         })?;
-        graph::trim(&self.runtime.device);
         (0..jobs.len())
             .map(|k| output::to_rgb(&x.get(k)?))
             .collect()

@@ -33,20 +33,23 @@ impl<'a, M> OnDemand<'a, M> {
         Ok(loaded)
     }
 
-    /// Frees its memory.
-    pub fn let_go(&self) {
-        self.model.take();
+    /// Frees its memory; whether there was any.
+    pub fn let_go(&self) -> bool {
+        let there = self.model.take().is_some();
+        if there {
+            graph::trim(&self.device);
+        }
+        there
     }
 
     /// What `f` gives. Where a card's memory is too small for it, the network makes room, and `f` is called again.
     pub fn make_room_for<T>(&self, f: impl Fn() -> Result<T>) -> Result<T> {
         let result = f();
         let is_full = result.as_ref().is_err_and(runtime::is_full);
-        if !is_full || self.model.take().is_none() {
+        if !is_full || !self.let_go() {
             return result;
         }
         tracing::debug!("the card's memory is full: the UNet makes room");
-        graph::trim(&self.device);
         f()
     }
 }

@@ -278,7 +278,7 @@ impl Pipeline for Txt2Img<'_> {
             plan.size.1 / self.scale,
         );
         progress.start_batch(jobs.len(), plan.calls);
-        let unet = self.unet.get()?;
+        let unet = progress.phase(Phase::Load, || self.unet.get())?;
         let condition = progress.phase(Phase::Text, || {
             let (context, pooled) = self.reader.batch(jobs)?;
             let given = Conditioning {
@@ -323,7 +323,6 @@ impl Pipeline for Txt2Img<'_> {
         if self.at_once {
             self.unet.let_go();
         }
-        graph::trim(&self.runtime.device);
         // One after another: the decoder's maps are the largest of the run.
         progress.phase(Phase::Decode, || {
             let picture = |k| {
