@@ -6,6 +6,7 @@ use super::show::Screen;
 use super::terminal::Terminal;
 use super::usage;
 use crate::engine::beside::Mark;
+use crate::engine::pipelines::Plan;
 use crate::engine::sheet::Sheet;
 use crate::engine::{animate, output, png};
 use anyhow::{Context, Result};
@@ -17,6 +18,11 @@ const SHEET_LIMIT: usize = 1024;
 /// The frames of an animation, about.
 const FRAMES: usize = 60;
 
+/// Calls of `of` from a frame to the next.
+fn between(of: usize) -> usize {
+    of.div_ceil(FRAMES).max(1)
+}
+
 /// What was asked for, and what was collected for it.
 pub struct Look {
     grid: Option<PathBuf>,
@@ -27,6 +33,7 @@ pub struct Look {
     /// Of each picture of the batch that is being drawn.
     frames: Vec<Vec<RgbImage>>,
     screen: Option<Screen>,
+    films: bool,
     overwrite: bool,
 }
 
@@ -49,8 +56,19 @@ impl Look {
             save_steps: args.save_steps,
             frames: Vec::new(),
             screen: args.show.then(Screen::find).transpose()?,
+            films: args.animate.is_some(),
             overwrite,
         })
+    }
+
+    /// Bytes of the frames that are kept of a picture until it is drawn.
+    pub fn bytes(&self, plan: &Plan) -> u64 {
+        let frames = match self.films {
+            true => plan.calls / between(plan.calls),
+            false => 0,
+        };
+        let (height, width) = plan.size;
+        (frames * height * width * 3) as u64
     }
 
     /// A batch of `pictures` begins.
@@ -70,7 +88,7 @@ impl Look {
             return Ok(());
         }
         let save = self.save_steps.is_some_and(|n| calls.is_multiple_of(n));
-        let film = calls.is_multiple_of(of.div_ceil(FRAMES));
+        let film = calls.is_multiple_of(between(of));
         for ((k, order), frames) in orders.iter().enumerate().zip(&mut self.frames) {
             let path = order.target.path().filter(|_| save);
             let filmed = film && order.film.is_some();

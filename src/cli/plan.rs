@@ -20,6 +20,8 @@ pub struct Price {
     work: Work,
     /// Of one batch, at the widest moment of its calls and of its decoding.
     maps: (u64, u64),
+    /// Of one batch, what is kept beside in the machine's memory.
+    beside: u64,
     names: Vec<String>,
 }
 
@@ -27,12 +29,14 @@ pub struct Price {
 const NAMES: usize = 20;
 
 impl Price {
-    pub fn add(&mut self, plan: &Plan, target: &Target, batch_size: usize) {
+    /// `beside` is what is kept of the picture until it is drawn, in bytes.
+    pub fn add(&mut self, plan: &Plan, target: &Target, batch_size: usize, beside: u64) {
         self.pictures += 1;
         self.calls += plan.calls;
         self.work += plan.work;
         let (calls, decoding) = plan.working_bytes(batch_size);
         self.maps = (self.maps.0.max(calls), self.maps.1.max(decoding));
+        self.beside = self.beside.max(beside.saturating_mul(batch_size as u64));
         if self.names.len() < NAMES {
             let name = target.path().map(|path| path.display().to_string());
             self.names.push(name.unwrap_or_else(|| "stdout".to_owned()));
@@ -85,7 +89,13 @@ impl Price {
         }
         let download: u64 = missing.iter().map(|file| file.bytes).sum();
         let beside = if at_once { 0 } else { unet };
-        let used = kept + (unet + calls).max(beside + decoding);
+        // The memory that is told is that of the device.
+        let frames = if runtime.device.is_cpu() {
+            self.beside
+        } else {
+            0
+        };
+        let used = kept + (unet + calls).max(beside + decoding) + frames;
         let peak = used + runtime.own_memory(used);
         let seconds = runtime.seconds(self.work)?;
         if as_json {

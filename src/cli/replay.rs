@@ -157,15 +157,18 @@ pub fn differences(path: &Path, settings: &Settings) -> Vec<String> {
 
 /// What the picture at `path` carries; what is wrong with it is told without its name.
 fn read(path: &Path) -> Result<Value> {
+    if sheet::is_one(path) {
+        bail!("carries no settings: it is a contact sheet; give one of its pictures");
+    }
+    if beside::is_one(path) {
+        bail!(
+            "carries no settings: it was made beside a picture, by --animate or --save-steps; give that"
+        );
+    }
     let Some(text) = png::read_text(path, provenance::JSON)? else {
-        let why = match (sheet::is_one(path), beside::is_one(path)) {
-            (true, _) => "it is a contact sheet; give one of its pictures",
-            (_, true) => "it was made beside a picture, by --animate or --save-steps; give that",
-            _ => {
-                "it was written by another program, or with --no-metadata, or lost them when it was saved anew"
-            }
-        };
-        bail!("carries no settings: {why}");
+        bail!(
+            "carries no settings: it was written by another program, or with --no-metadata, or lost them when it was saved anew"
+        );
     };
     if text.len() > LIMIT {
         bail!("has settings of more than {LIMIT} bytes");

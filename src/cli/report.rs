@@ -66,7 +66,7 @@ impl Report<'_> {
         match differing {
             [] => tracing::info!("{path_shown} exists: skipped"),
             keys => tracing::warn!(
-                "{path_shown} exists and was drawn with another {}: skipped; --overwrite draws it anew, another --output beside it",
+                "{path_shown} exists and was drawn with other settings ({}): skipped; --overwrite draws it anew, another --output beside it",
                 keys.join(", ")
             ),
         }

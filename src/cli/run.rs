@@ -116,7 +116,8 @@ pub(super) fn run<A: Drawing>(line: Line<A>, terminal: &Terminal) -> Result<Exit
         seen = true;
         match (row.and_then(|row| studio.plan(place, row)), &mut price) {
             (Ok(orders), Some(price)) => orders.iter().for_each(|order| {
-                price.add(&order.plan, &order.target, studio.batch_size);
+                let beside = studio.look.bytes(&order.plan);
+                price.add(&order.plan, &order.target, studio.batch_size, beside);
                 studio.tally.done();
             }),
             (Ok(orders), None) => orders

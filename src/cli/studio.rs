@@ -89,7 +89,7 @@ impl<S: System> Studio<'_, S> {
     ) -> Result<Vec<Order>> {
         let shared = row.args.shared();
         let plan = Rc::new(self.system.plan(&row.args.request())?);
-        plan.check_memory(1, &self.runtime)?;
+        plan.check_memory(1, self.look.bytes(&plan), &self.runtime)?;
         // Rows are the same for every shard and every run, so their seeds are too.
         let default = self.has_rows.then_some(place.number as u64);
         let seeds = shared.sampling.seeds(default);
@@ -243,7 +243,7 @@ impl<S: System> Studio<'_, S> {
         let progress = self.terminal.progress();
         if orders.len() > 1 {
             let plan = &orders[0].plan;
-            plan.check_memory(orders.len(), &self.runtime)?;
+            plan.check_memory(orders.len(), self.look.bytes(plan), &self.runtime)?;
         }
         let jobs: Vec<Job> = orders
             .iter()

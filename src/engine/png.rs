@@ -6,7 +6,7 @@
 //! (UTF-8) elsewhere. See the PNG specification, third edition, section 11.3.3. Other programs that save the picture anew may pack it (zTXt).
 use anyhow::{Context, Result, bail, ensure};
 use image::RgbImage;
-use png::{BitDepth, ColorType, Decoder, Encoder, Info, Limits};
+use png::{BitDepth, ColorType, Decoder, Encoder, Info, Limits, Reader};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -47,11 +47,23 @@ fn write(
     writer.finish()
 }
 
-/// The text with this keyword that stands before the pixels of the PNG at `path`; None where there is none.
+/// The text with this keyword in the PNG at `path`; None where there is none.
 ///
 /// The file may be anything: what is no PNG, is broken or asks for more than a few megabytes is an error.
 pub fn read_text(path: &Path, keyword: &str) -> Result<Option<String>> {
-    let info = read_info(path)?;
+    let mut reader = open(path)?;
+    if let Some(text) = text_of(reader.info(), keyword)? {
+        return Ok(Some(text));
+    }
+    // ImageMagick writes texts behind the pixels. A file that is broken there has none.
+    match reader.finish() {
+        Ok(()) => text_of(reader.info(), keyword),
+        Err(_) => Ok(None),
+    }
+}
+
+/// The text, among those that were read so far.
+fn text_of(info: &Info, keyword: &str) -> Result<Option<String>> {
     if let Some(chunk) = info
         .uncompressed_latin1_text
         .iter()
@@ -81,37 +93,37 @@ fn utf8_of_latin1(text: String) -> String {
     utf8.unwrap_or(text)
 }
 
-/// What stands before the pixels of the PNG at `path`.
-fn read_info(path: &Path) -> Result<Info<'static>> {
+/// The PNG at `path`, read up to its pixels.
+fn open(path: &Path) -> Result<Reader<BufReader<File>>> {
     let found = std::fs::metadata(path).context("cannot be read")?;
     ensure!(found.is_file(), "is not a file");
     let file = File::open(path).context("cannot be read")?;
     let limits = Limits { bytes: TEXTS_LIMIT };
-    let reader = Decoder::new_with_limits(BufReader::new(file), limits)
+    Decoder::new_with_limits(BufReader::new(file), limits)
         .read_info()
-        .context("is not a PNG that can be read")?;
-    Ok(reader.info().clone())
+        .context("is not a PNG that can be read")
 }
 
 /// Fails where the PNG at `path` has a palette of broken colours, on which the png crate panics (0.18.1) when it comes to the pixels.
 pub fn check_palette(path: &Path) -> Result<()> {
-    checked_info(path).map(|_| ())
+    checked_size(path).map(|_| ())
 }
 
-fn checked_info(path: &Path) -> Result<Info<'static>> {
-    let info = read_info(path)?;
+/// The width and height, of a PNG whose palette is none that is broken.
+fn checked_size(path: &Path) -> Result<(u32, u32)> {
+    let reader = open(path)?;
+    let info = reader.info();
     let bytes = info.palette.as_ref().map_or(0, |p| p.len());
     ensure!(
         bytes % 3 == 0 && bytes <= 3 * 256,
         "has a palette of {bytes} bytes, which are not up to 256 colours of 3"
     );
-    Ok(info)
+    Ok(info.size())
 }
 
 /// The pixels of the PNG at `path`; None where it has not the size of `like`. No more memory is taken than such a picture needs.
 pub fn read_pixels(path: &Path, like: &RgbImage) -> Result<Option<RgbImage>> {
-    let info = checked_info(path)?;
-    if (info.width, info.height) != like.dimensions() {
+    if checked_size(path)? != like.dimensions() {
         return Ok(None);
     }
     let mut reader = image::ImageReader::open(path).context("cannot be read")?;
@@ -175,11 +187,31 @@ mod tests {
                 };
                 writer.write_image_data(&[0; 6])?;
                 writer.finish()?;
-                let (_folder, path) = saved(&file);
-                assert_eq!(read_text(&path, "k")?.as_deref(), Some(text));
+                // Before the pixels, and behind them as ImageMagick has it.
+                for file in [behind_the_pixels(&file), file] {
+                    let (_folder, path) = saved(&file);
+                    assert_eq!(read_text(&path, "k")?.as_deref(), Some(text));
+                }
             }
         }
         Ok(())
+    }
+
+    /// A PNG's bytes with its packed texts moved to its end.
+    fn behind_the_pixels(file: &[u8]) -> Vec<u8> {
+        let (start, mut rest) = file.split_at(8);
+        let (mut before, mut texts) = (start.to_vec(), Vec::new());
+        while let Some(length) = rest.first_chunk::<4>() {
+            let (chunk, after) = rest.split_at(12 + u32::from_be_bytes(*length) as usize);
+            match &chunk[4..8] {
+                b"zTXt" => texts.extend(chunk),
+                b"IEND" => before.extend([&texts[..], chunk].concat()),
+                _ => before.extend(chunk),
+            }
+            rest = after;
+        }
+        assert_ne!(before, file);
+        before
     }
 
     #[test]

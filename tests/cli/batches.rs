@@ -257,7 +257,7 @@ fn a_picture_that_was_drawn_with_other_settings_is_not_skipped_in_silence() {
         0,
         &[&output[..], &["--shard", "2/2", "--steps", "3"]].concat(),
     );
-    let said = "warning: a-cat.png exists and was drawn with another seed, steps: skipped";
+    let said = "warning: a-cat.png exists and was drawn with other settings (seed, steps): skipped";
     assert!(other.stderr.contains(said), "{}", other.stderr);
     assert_eq!(folder.read("a-cat.png"), before);
     // Who left the settings out has none to compare.

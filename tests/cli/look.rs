@@ -402,6 +402,21 @@ fn a_dry_run_foretells_about_the_memory_that_the_run_takes() {
 }
 
 #[test]
+fn the_frames_of_a_batchs_animations_count_as_memory() {
+    let (folder, model) = (Folder::new(), asset("tiny-sd"));
+    let memory = |more: &[&str]| {
+        let first = ["txt2img", "a cat", "--model", &model, "--dry-run", "--json"];
+        let batch = ["--scheduler=ddim", "--steps=70", "-n=8", "--batch-size=8"];
+        let run = folder.run([&first[..], &batch, more].concat());
+        run.objects()[0]["memory"].as_u64().expect("bytes")
+    };
+    // Every second of 70 calls; an eighth is the allocator's.
+    let frames = 8 * 35 * 64 * 64 * 3;
+    let more = memory(&["--animate=film.png"]) - memory(&[]);
+    assert!((frames..frames * 5 / 4).contains(&more), "{more} {frames}");
+}
+
+#[test]
 fn a_contact_sheet_has_a_name_of_its_own_in_a_folder_that_is_there_or_made() {
     let folder = Folder::new();
     folder.write("mine.png", "mine");

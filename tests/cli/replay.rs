@@ -444,11 +444,17 @@ fn a_model_that_has_moved_is_told_to_be_the_pictures() {
 #[test]
 fn what_was_made_beside_a_picture_is_told_from_one() {
     let folder = Folder::new();
-    let more = ["--save-steps=1", "--animate=film.png", "--grid=all.png"];
-    picture(&folder, &more);
+    for film in ["film.png", "film.gif"] {
+        let film = format!("--animate={film}");
+        picture(
+            &folder,
+            &["--save-steps=1", &film, "--grid=all.png", "--overwrite"],
+        );
+    }
     for (name, what) in [
         ("all.png", "it is a contact sheet; give one of its pictures"),
         ("film.png", "it was made beside a picture"),
+        ("film.gif", "it was made beside a picture"),
         ("a-step-001.png", "it was made beside a picture"),
     ] {
         let run = folder.run(["txt2img", "--from", name]);

@@ -151,8 +151,9 @@ impl Plan {
         (calls, self.decode_bytes)
     }
 
-    /// Refuses a batch whose maps do not fit, before anything is drawn. A card says so itself, when the UNet has made room.
-    pub fn check_memory(&self, pictures: usize, runtime: &Runtime) -> Result<()> {
+    /// Refuses a batch whose maps do not fit, with `beside` bytes that the caller keeps of each picture, before anything is drawn. A card says so
+    /// itself, when the UNet has made room.
+    pub fn check_memory(&self, pictures: usize, beside: u64, runtime: &Runtime) -> Result<()> {
         if !runtime.device.is_cpu() {
             return Ok(());
         }
@@ -165,7 +166,9 @@ impl Plan {
             ),
         };
         let (calls, decoding) = self.working_bytes(pictures);
-        memory::check(calls.max(decoding), memory::available(), &what, try_instead)
+        let kept = beside.saturating_mul(pictures as u64);
+        let need = calls.max(decoding).saturating_add(kept);
+        memory::check(need, memory::available(), &what, try_instead)
     }
 }
 
