@@ -40,7 +40,7 @@ impl Provenance<'_> {
     pub fn texts(&self, picture: &RgbImage) -> Result<Vec<(&'static str, String)>> {
         Ok(vec![
             (PARAMETERS, self.parameters()),
-            (JSON, self.json(picture)?.to_string()),
+            (JSON, ascii(&self.json(picture)?.to_string())),
         ])
     }
 
@@ -143,6 +143,21 @@ impl Provenance<'_> {
     }
 }
 
+/// A JSON text in ASCII alone. Programs that drop a PNG's iTXt when they save it anew, as ImageMagick 6 does, keep it.
+fn ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c.is_ascii() {
+            true => text.push(c),
+            false => {
+                let units = c.encode_utf16(&mut [0; 2]).to_vec();
+                text.extend(units.iter().map(|unit| format!("\\u{unit:04x}")));
+            }
+        }
+    }
+    text
+}
+
 /// A value as the reader of the line expects it: as a JSON string where it would break the pairs.
 fn quoted(value: &str) -> String {
     match value.contains([',', '\n', ':']) {
@@ -159,6 +174,15 @@ pub fn pixel_hash(picture: &RgbImage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_in_ascii_says_the_same() {
+        let value = json!({"prompt": "línea\n\"кот\" 🐱\u{7f}", "négative": "\\é"});
+        let text = ascii(&value.to_string());
+        assert!(text.is_ascii(), "{text}");
+        let again: Value = serde_json::from_str(&text).expect("it is JSON");
+        assert_eq!(again, value);
+    }
 
     #[test]
     fn values_that_would_break_the_line_are_quoted() {
