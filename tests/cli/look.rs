@@ -1,5 +1,8 @@
 //! What is made to look at, and the plan before anything is spent.
-use crate::support::{Folder, Run, asset, pixels};
+use crate::support::{Folder, Run, asset, copy, pixels};
+use candle_core::{DType, Device};
+use std::collections::HashMap;
+use std::path::Path;
 
 fn cat(folder: &Folder, more: &[&str]) -> Run {
     let model = asset("tiny-sd");
@@ -399,6 +402,28 @@ fn a_dry_run_foretells_about_the_memory_that_the_run_takes() {
     };
     let ratio = of("memory", &["--dry-run"]) / of("peak_memory", &["-o", "a.png"]);
     assert!((0.8..1.5).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn the_memory_is_that_of_the_numbers_as_they_are_kept_whatever_the_files_hold() {
+    let folder = Folder::new();
+    copy(Path::new(&asset("tiny-sd")), &folder.file("m"));
+    let memory = || {
+        let first = ["txt2img", "a cat", "--model", "m", "--dry-run", "--json"];
+        let run = folder.run(first);
+        run.objects()[0]["memory"].as_u64().expect("bytes")
+    };
+    let full = memory();
+    // Saved in 16 bits under the name of full precision, as many are.
+    let file = folder.file("m/unet/diffusion_pytorch_model.safetensors");
+    let tensors = candle_core::safetensors::load(&file, &Device::Cpu).expect("a fixture");
+    let halves = tensors
+        .into_iter()
+        .map(|(name, x)| (name, x.to_dtype(DType::F16).expect("numbers")));
+    let halves: HashMap<_, _> = halves.collect();
+    candle_core::safetensors::save(&halves, &file).expect("written");
+    let difference = memory().abs_diff(full);
+    assert!(difference < 128 << 10, "{difference} of {full}");
 }
 
 #[test]

@@ -3,7 +3,7 @@ use super::json;
 use super::lora::Lora;
 use super::original::Selection;
 use super::place::Place;
-use super::{Checkpoint, Source, hub};
+use super::{Checkpoint, Source, header, hub, torch};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
 use std::sync::Arc;
@@ -150,7 +150,11 @@ impl Checkpoint {
         let found = at.find_weights(component, dtype)?;
         let wanted = found.names.into_iter().map(|name| {
             let (bytes, here) = at.size(&name)?;
-            let half = found.half;
+            let place = if here { at.get(&name)? } else { None };
+            let half = match place {
+                Some(place) => is_half(&place, found.format)?,
+                None => found.half,
+            };
             let name = match std::ptr::eq(at, self) {
                 true => name,
                 false => format!("{}/{name}", at.name().trim_end_matches('/')),
@@ -217,6 +221,19 @@ impl Checkpoint {
         });
         found.collect()
     }
+}
+
+/// Whether all numbers of a file are in 16 bits, which its name does not always tell.
+fn is_half(place: &Place, format: Format) -> Result<bool> {
+    let label = || place.display().into_owned();
+    let file = place.open()?;
+    let length = file.length().with_context(label)?;
+    let entries = match format {
+        Format::Safetensors => header::read(file.reader(), length),
+        Format::Torch => torch::read(file.reader(), length),
+    };
+    let entries = entries.with_context(label)?;
+    Ok(entries.iter().all(|(_, entry)| entry.is_half()))
 }
 
 /// The files an index names, in order and each once.

@@ -106,6 +106,14 @@ impl Entry {
         (count * self.dtype.size().unwrap_or(0)) as u64
     }
 
+    /// Whether its numbers are in 16 bits; integers, which no model keeps, pass.
+    pub fn is_half(&self) -> bool {
+        matches!(
+            self.dtype,
+            FileType::F16 | FileType::BF16 | FileType::Other(_)
+        )
+    }
+
     /// The same numbers for another reader.
     pub fn view(&self) -> Self {
         Self {

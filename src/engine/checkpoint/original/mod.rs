@@ -13,7 +13,7 @@ pub use unet::UNetNames;
 
 use super::files::{Format, Wanted, WeightFiles};
 use super::place::Place;
-use super::weights::{Entry, FileType};
+use super::weights::Entry;
 use super::{Checkpoint, header, torch};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
@@ -161,12 +161,7 @@ impl Original {
     fn is_half(&self, component: &str) -> Result<bool> {
         let selection = self.selection(component)?;
         let mut mine = self.entries.iter().filter(|(name, _)| selection.has(name));
-        Ok(mine.all(|(_, entry)| {
-            matches!(
-                entry.dtype,
-                FileType::F16 | FileType::BF16 | FileType::Other(_)
-            )
-        }))
+        Ok(mine.all(|(_, entry)| entry.is_half()))
     }
 
     fn selection(&self, component: &str) -> Result<Selection> {
