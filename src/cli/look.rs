@@ -33,6 +33,7 @@ pub struct Look {
     /// Of each picture of the batch that is being drawn.
     frames: Vec<Vec<RgbImage>>,
     screen: Option<Screen>,
+    /// Whether frames are kept for animations.
     films: bool,
     overwrite: bool,
 }

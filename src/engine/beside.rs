@@ -11,7 +11,7 @@ use std::path::Path;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mark(String);
 
-/// The keyword of PNG's registered ones.
+/// A keyword that the PNG specification has.
 const TITLE: &str = "Title";
 const START: &str = "made by diffuse beside picture ";
 /// A GIF's comment: a block of a comment extension (GIF89a, section 24), and the trailer that ends the file.
@@ -55,6 +55,10 @@ pub fn is_one(path: &Path) -> bool {
 }
 
 fn read(path: &Path) -> Option<String> {
+    // To open a pipe is to wait for its other end.
+    if !path.is_file() {
+        return None;
+    }
     match png::read_text(path, TITLE) {
         Ok(text) => text,
         Err(_) => end_of_gif(path),

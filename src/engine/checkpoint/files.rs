@@ -151,10 +151,9 @@ impl Checkpoint {
         let wanted = found.names.into_iter().map(|name| {
             let (bytes, here) = at.size(&name)?;
             let place = if here { at.get(&name)? } else { None };
-            let half = match place {
-                Some(place) => is_half(&place, found.format)?,
-                None => found.half,
-            };
+            // What is wrong with a file is told when it is loaded.
+            let known = place.and_then(|place| is_half(&place, found.format).ok());
+            let half = known.unwrap_or(found.half);
             let name = match std::ptr::eq(at, self) {
                 true => name,
                 false => format!("{}/{name}", at.name().trim_end_matches('/')),
@@ -225,14 +224,12 @@ impl Checkpoint {
 
 /// Whether all numbers of a file are in 16 bits, which its name does not always tell.
 fn is_half(place: &Place, format: Format) -> Result<bool> {
-    let label = || place.display().into_owned();
     let file = place.open()?;
-    let length = file.length().with_context(label)?;
+    let length = file.length()?;
     let entries = match format {
         Format::Safetensors => header::read(file.reader(), length),
         Format::Torch => torch::read(file.reader(), length),
-    };
-    let entries = entries.with_context(label)?;
+    }?;
     Ok(entries.iter().all(|(_, entry)| entry.is_half()))
 }
 

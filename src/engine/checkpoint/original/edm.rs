@@ -38,8 +38,8 @@ impl Edm {
         }))
     }
 
-    /// Makes the configuration of a component, "" being the model's index, of that which Stable Diffusion XL has. The keys are those of
-    /// the published model, whose scheduler has the defaults of its class.
+    /// Makes the configuration of a component, "" being the model's index, of that which Stable Diffusion XL has. The VAE's scale is the one
+    /// that diffusers has for the published model, and the scheduler, made for it, has the defaults of its class.
     pub fn amend(&self, component: &str, config: &mut Map<String, Value>) {
         const SCHEDULER: &str = "EDMDPMSolverMultistepScheduler";
         match component {
@@ -59,7 +59,7 @@ impl Edm {
 mod tests {
     use super::*;
 
-    // scheduler/scheduler_config.json and vae/config.json of playgroundai/playground-v2.5-1024px-aesthetic.
+    // With two of the published model's moments.
     #[test]
     fn the_scheduler_is_edms_and_the_vae_has_the_files_moments() {
         let edm = Edm {
