@@ -69,17 +69,13 @@ impl Price {
             let width = dtype.size_in_bytes() as u64;
             let held = |file: &Wanted| file.bytes * width / if file.half { 2 } else { 4 };
             let held: u64 = files.iter().map(held).sum();
-            match component {
-                "unet" => unet = held,
-                text if lone && text.starts_with("text_encoder") => {}
-                _ => kept += held,
-            }
             // Maps were counted in f32.
             let narrow = |maps: u64| maps / 4 * runtime.width(dtype);
             match component {
-                "unet" => calls = narrow(calls),
-                "vae" => decoding = narrow(decoding),
-                _ => {}
+                "unet" => (unet, calls) = (held, narrow(calls)),
+                "vae" => (kept, decoding) = (kept + held, narrow(decoding)),
+                text if lone && text.starts_with("text_encoder") => {}
+                _ => kept += held,
             }
             files.into_iter().for_each(&mut count);
         }

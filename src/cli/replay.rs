@@ -157,18 +157,18 @@ pub fn differences(path: &Path, settings: &Settings) -> Vec<String> {
 
 /// What the picture at `path` carries; what is wrong with it is told without its name.
 fn read(path: &Path) -> Result<Value> {
-    if sheet::is_one(path) {
-        bail!("carries no settings: it is a contact sheet; give one of its pictures");
-    }
-    if beside::is_one(path) {
-        bail!(
+    let text = match png::read_text(path, provenance::JSON) {
+        Ok(Some(text)) => text,
+        _ if sheet::is_one(path) => {
+            bail!("carries no settings: it is a contact sheet; give one of its pictures")
+        }
+        _ if beside::is_one(path) => bail!(
             "carries no settings: it was made beside a picture, by --animate or --save-steps; give that"
-        );
-    }
-    let Some(text) = png::read_text(path, provenance::JSON)? else {
-        bail!(
+        ),
+        Ok(None) => bail!(
             "carries no settings: it was written by another program, or with --no-metadata, or lost them when it was saved anew"
-        );
+        ),
+        Err(err) => return Err(err),
     };
     if text.len() > LIMIT {
         bail!("has settings of more than {LIMIT} bytes");

@@ -2,7 +2,8 @@
 use super::json;
 use super::lora::Lora;
 use super::original::Selection;
-use super::place::Place;
+use super::place::{self, Place};
+use super::weights::Entry;
 use super::{Checkpoint, Source, header, hub, torch};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
@@ -14,6 +15,17 @@ pub enum Format {
     Safetensors,
     /// `torch.save`: a pickle.
     Torch,
+}
+
+impl Format {
+    /// The tensors of a file, by name; none is read.
+    pub fn entries(self, file: &place::Source) -> Result<Vec<(String, Entry)>> {
+        let length = file.length()?;
+        match self {
+            Self::Safetensors => header::read(file.reader(), length),
+            Self::Torch => torch::read(file.reader(), length),
+        }
+    }
 }
 
 /// Where a component's weights are: one file, or the parts of one.
@@ -224,12 +236,7 @@ impl Checkpoint {
 
 /// Whether all numbers of a file are in 16 bits, which its name does not always tell.
 fn is_half(place: &Place, format: Format) -> Result<bool> {
-    let file = place.open()?;
-    let length = file.length()?;
-    let entries = match format {
-        Format::Safetensors => header::read(file.reader(), length),
-        Format::Torch => torch::read(file.reader(), length),
-    }?;
+    let entries = format.entries(&place.open()?)?;
     Ok(entries.iter().all(|(_, entry)| entry.is_half()))
 }
 

@@ -3,11 +3,11 @@
 //! Positioned reads into the tensor's own memory: nothing is mapped and no file is held, so a model costs its own
 //! size once. Names are brought to today's diffusers names; what is asked for is remembered, so that tensors
 //! nobody asked for are found ([`Weights::finish`]).
-use super::files::{Format, WeightFiles};
+use super::files::WeightFiles;
 use super::json::one_line;
 use super::lora::Patches;
 use super::place::Source;
-use super::{header, read, torch};
+use super::read;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -178,11 +178,7 @@ impl Weights {
         for place in &files.places {
             let label = place.display().into_owned();
             let file = place.open()?;
-            let length = file.length().with_context(|| label.clone())?;
-            let found = match files.format {
-                Format::Safetensors => header::read(file.reader(), length),
-                Format::Torch => torch::read(file.reader(), length),
-            };
+            let found = files.format.entries(&file);
             let mut found = found.with_context(|| label.clone())?;
             if let Some(selection) = &files.original {
                 let pieces = found.into_iter();

@@ -136,7 +136,7 @@ fn sixteen_bit_weights_give_the_results_of_their_f32_values() {
 }
 
 #[test]
-fn the_epilogue_adds_shift_and_residual_then_scales_then_activates() {
+fn the_epilogue_adds_shift_and_residual_then_scales() {
     for &isa in Isa::available() {
         let (images, rows, n, k) = (2, 7, 19, 23);
         let m = images * rows;

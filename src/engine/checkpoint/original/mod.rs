@@ -11,10 +11,10 @@ mod unet;
 pub use names::Selection;
 pub use unet::UNetNames;
 
+use super::Checkpoint;
 use super::files::{Format, Wanted, WeightFiles};
 use super::place::Place;
 use super::weights::Entry;
-use super::{Checkpoint, header, torch};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -77,14 +77,12 @@ impl Original {
     pub fn open(name: &str, config: Option<Checkpoint>) -> Result<Self> {
         let path = PathBuf::from(name);
         let file = Place::Disk(path.clone()).open()?;
-        let length = file.length()?;
-        let is_safetensors = path.extension().is_some_and(|ext| ext == "safetensors");
-        let (format, found) = if is_safetensors {
-            (Format::Safetensors, header::read(file.reader(), length))
-        } else {
-            (Format::Torch, torch::read(file.reader(), length))
+        let format = match path.extension().is_some_and(|ext| ext == "safetensors") {
+            true => Format::Safetensors,
+            false => Format::Torch,
         };
-        let entries: HashMap<String, Entry> = found
+        let entries: HashMap<String, Entry> = format
+            .entries(&file)
             .with_context(|| name.to_owned())?
             .into_iter()
             .collect();
