@@ -180,10 +180,18 @@ pub fn timesteps(
             .take(steps)
             .map(|i| (i * (train / points)) as f64 + offset)
             .collect(),
-        "trailing" => trailing(
-            train as f64,
-            settings.count("num_train_timesteps") as f64 / steps as f64,
-        )?,
+        "trailing" => {
+            let list = trailing(
+                train as f64,
+                settings.count("num_train_timesteps") as f64 / steps as f64,
+            );
+            // Levels are read between the table's ends, so there it is the lowest again; in a table by index it is the highest.
+            ensure!(
+                grid != Grid::Whole || list.iter().all(|t| *t >= 0.0),
+                "trailing timesteps of this count end at -1; take one step more or fewer"
+            );
+            list
+        }
         // A class without the key spaces them so.
         _ => {
             let ascending = linspace(0.0, train as f64 - 1.0, points);
@@ -197,19 +205,13 @@ pub fn timesteps(
     })
 }
 
-/// `round(arange(train, 0, -ratio)) - 1`
-fn trailing(train: f64, ratio: f64) -> Result<Vec<f64>> {
-    // numpy counts by division and steps by the first difference it stored.
+/// `round(arange(train, 0, -ratio)) - 1`; of some counts it is one more, the last at -1.
+fn trailing(train: f64, ratio: f64) -> Vec<f64> {
+    // numpy counts by division, which can round up, and steps by the first difference it stored.
     let (n, delta) = ((train / ratio).ceil() as usize, train - (train - ratio));
-    let list: Vec<f64> = (0..n)
+    (0..n)
         .map(|i| (train - i as f64 * delta).round_ties_even() - 1.0)
-        .collect();
-    // The division can round up and give one point too many, at -1.
-    ensure!(
-        list.iter().all(|t| *t >= 0.0),
-        "trailing timesteps of this count fall below 0; take one step more or fewer"
-    );
-    Ok(list)
+        .collect()
 }
 
 /// Timesteps as places in a table of `train` entries.

@@ -232,10 +232,6 @@ pub fn cut(
         );
     }
     let mut t = timesteps(settings, Grid::Cut, last, request)?;
-    ensure!(
-        t.iter().all(|t| *t >= 0.0),
-        "{steps} steps reach below timestep 0; take fewer"
-    );
     let mut sigmas: Vec<f64> = t.iter().map(|t| interpolate(*t, &table)).collect();
     let mut lowest = table[0];
     if let Some(family) = Family::of(settings)? {
