@@ -1,5 +1,6 @@
 //! Flags that both commands share, and the values they take.
 use super::output::{Output, Pattern};
+use super::sampler_names::SamplerParser;
 use super::{schedule::ScheduleArgs, terminal::Terminal};
 use crate::engine::checkpoint::{Checkpoint, Demo, Network};
 use crate::engine::pipelines::Sampling;
@@ -22,7 +23,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
     steps: Option<usize>,
     /// Sampler [default: the one that the model names]
-    #[arg(long, value_name = "NAME", value_enum)]
+    #[arg(long, value_name = "NAME", value_parser = SamplerParser)]
     scheduler: Option<SchedulerKind>,
     /// Where the noise starts; the same seed draws the same picture [default: drawn and reported]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]

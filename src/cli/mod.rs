@@ -19,6 +19,7 @@ mod replay;
 mod report;
 mod rows;
 mod run;
+mod sampler_names;
 mod schedule;
 mod settings;
 mod show;

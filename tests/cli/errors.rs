@@ -107,6 +107,14 @@ fn unknown_names_are_refused_with_the_known_ones() {
         ],
     );
     fails(
+        &["txt2img", "a cat", "--scheduler", "DPM++ 2M Karras"],
+        2,
+        &[
+            "'DPM++ 2M Karras'",
+            "tip: here that is --scheduler dpmpp-2m --scheduler-option use_karras_sigmas=true",
+        ],
+    );
+    fails(
         &["ddpm", "--dtype", "f64"],
         2,
         &["'f64'", "auto, f32, f16, bf16"],
