@@ -145,6 +145,12 @@ impl<S: System> Studio<'_, S> {
         }
         if !orders.is_empty() {
             self.describe(&plan, &seeds, place);
+            if let Some(every) = self.look.save_steps.filter(|every| *every >= plan.calls) {
+                let calls = plan.calls;
+                tracing::warn!(
+                    "--save-steps {every} writes nothing: of {calls} calls the last is the picture"
+                );
+            }
         }
         Ok(orders)
     }

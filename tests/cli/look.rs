@@ -241,6 +241,22 @@ fn what_a_run_that_broke_off_left_beside_a_picture_is_made_anew() {
 }
 
 #[test]
+fn steps_too_few_to_save_one_are_told() {
+    let folder = Folder::new();
+    for (every, names) in [
+        ("4", &["a-step-004.png", "a.png"][..]),
+        ("5", &["a-step-004.png", "a.png"]),
+    ] {
+        let steps = ["-o", "a.png", "--overwrite", "--scheduler", "ddim"];
+        let run = cat(&folder, &[&steps[..], &["--save-steps", every]].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        assert_eq!(folder.names(), names);
+        let said = "--save-steps 5 writes nothing: of 5 calls the last is the picture";
+        assert_eq!(run.stderr.contains(said), every == "5", "{run:?}");
+    }
+}
+
+#[test]
 fn a_file_of_someone_else_is_not_replaced_by_a_step() {
     let folder = Folder::new();
     folder.write("a-step-002.png", "mine");
