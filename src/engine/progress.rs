@@ -109,6 +109,8 @@ impl Progress {
         self.line.finish_and_clear();
         // Clearing fails where there is no screen.
         let _ = self.bars.clear();
+        // The bars of downloads that go on meanwhile draw nothing more.
+        self.bars.set_draw_target(ProgressDrawTarget::hidden());
     }
 
     /// The number of pictures of the run, None while it is not known.

@@ -218,7 +218,7 @@ fn man_reads_the_pages_without_a_word() {
         let output = Command::new("man")
             .args(["--warnings", "-l"])
             .arg(folder().join("man").join(name))
-            .env("MANWIDTH", "100")
+            .envs([("MANWIDTH", "100"), ("LC_ALL", "C.UTF-8")])
             .output();
         let Ok(output) = output else {
             eprintln!("man is not installed");
@@ -253,7 +253,7 @@ fn shells_that_are_installed_read_their_completions_without_a_word() {
         (
             "zsh",
             vec!["-f", "-c"],
-            "autoload -U compinit; compinit -D; source \"$0\"",
+            "autoload -U compinit; compinit -u -D; source \"$0\"",
             "_diffuse",
         ),
         (
@@ -268,6 +268,8 @@ fn shells_that_are_installed_read_their_completions_without_a_word() {
             .args(flags)
             .arg(script)
             .arg(folder().join(file))
+            .env("LC_ALL", "C.UTF-8")
+            .env_remove("BASH_ENV")
             .output();
         let Ok(output) = output else {
             eprintln!("{shell} is not installed");
@@ -305,6 +307,8 @@ fn folder_to_complete_in() -> Folder {
 fn said(mut command: Command) -> Option<String> {
     let shell = command.get_program().to_string_lossy().into_owned();
     let child = command
+        .env("LC_ALL", "C.UTF-8")
+        .env_remove("BASH_ENV")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

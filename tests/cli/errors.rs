@@ -483,16 +483,6 @@ fn a_file_that_is_missing_is_called_so() {
     }
 }
 
-/// The program under a limit of the shell's.
-#[cfg(target_os = "linux")]
-fn limited(folder: &Folder, limit: &str, args: &[&str]) -> crate::support::Run {
-    let (program, mut shell) = (folder.command(args), std::process::Command::new("sh"));
-    shell.args(["-c", &format!("{limit}; exec \"$@\""), "sh"]);
-    shell.arg(program.get_program()).args(program.get_args());
-    let shell = shell.current_dir(folder.path());
-    shell.output().expect("sh is there").into()
-}
-
 #[cfg(target_os = "linux")]
 #[test]
 fn a_limit_on_memory_is_seen_before_the_drawing() {
@@ -509,7 +499,7 @@ fn a_limit_on_memory_is_seen_before_the_drawing() {
         "--threads",
         "1",
     ];
-    let run = limited(&folder, "ulimit -v 4000000", &args);
+    let run = folder.run_after("ulimit -v 4000000", args);
     assert_eq!(run.code, Some(1), "{run:?}");
     assert!(run.stderr.contains("of memory and"), "{run:?}");
     assert_eq!(folder.names(), [""; 0]);
@@ -523,7 +513,7 @@ fn a_limit_on_the_size_of_files_is_told_and_leaves_nothing() {
         "txt2img", "a cat", "--model", "demo", "--steps", "1", "-o", "a.png",
     ];
     // Blocks of 512 bytes.
-    let run = limited(&folder, "ulimit -f 4", &args);
+    let run = folder.run_after("ulimit -f 4", args);
     assert_eq!(run.code, Some(1), "{run:?}");
     assert!(run.stderr.contains("a.png: File too large"), "{run:?}");
     assert_eq!(folder.names(), [""; 0]);

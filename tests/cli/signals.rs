@@ -1,7 +1,8 @@
 //! The ends that come from outside: Ctrl-C, SIGTERM, and signals that are to be ignored.
 use crate::support::{Folder, Run, asset};
+use rustix::process::{Pid, Signal};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 /// Pictures without end, one after another.
 fn endless(folder: &Folder) -> Command {
@@ -11,8 +12,13 @@ fn endless(folder: &Folder) -> Command {
     folder.command(args.iter().chain(&more))
 }
 
+fn tell(child: &Child, signal: Signal) {
+    let sent = rustix::process::kill_process(Pid::from_child(child), signal);
+    sent.expect("it lives");
+}
+
 /// Starts `command`, waits for its first picture, sends `signals` and gives what the last one made of it.
-fn send(command: &mut Command, signals: &[&str]) -> std::process::Output {
+fn send(command: &mut Command, signals: &[Signal]) -> std::process::Output {
     use std::io::{BufRead, BufReader};
     let piped = command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("the program starts");
@@ -21,25 +27,23 @@ fn send(command: &mut Command, signals: &[&str]) -> std::process::Output {
         let mut path = String::new();
         reader.read_line(&mut path).expect("a path is printed");
         assert_eq!(path, format!("a-{}.png\n", k + 1));
-        let id = child.id().to_string();
-        let sent = Command::new("kill").args([*signal, &id]).status();
-        assert!(sent.expect("kill is there").success());
+        tell(&child, *signal);
     }
     child.wait_with_output().expect("it ends")
 }
 
 #[test]
 fn a_signal_ends_the_program_as_itself_and_leaves_whole_pictures_alone() {
-    for (signal, number) in [("-INT", 2), ("-TERM", 15), ("-HUP", 1)] {
+    for (signal, number) in [(Signal::INT, 2), (Signal::TERM, 15), (Signal::HUP, 1)] {
         let folder = Folder::new();
         let output = send(&mut endless(&folder), &[signal]);
         // A shell ends its loop for a program that Ctrl-C ended, and for none that exits with 130.
-        assert_eq!(output.status.signal(), Some(number), "{signal}");
+        assert_eq!(output.status.signal(), Some(number), "{signal:?}");
         let run = Run::from(output);
         assert_eq!((run.code, run.stderr.as_str()), (Some(128 + number), ""));
         for name in folder.names() {
             let whole = name.starts_with("a-") && image::open(folder.file(&name)).is_ok();
-            assert!(whole, "{signal}: {name}");
+            assert!(whole, "{signal:?}: {name}");
         }
     }
 }
@@ -54,9 +58,11 @@ fn a_signal_ends_a_program_whose_reader_does_not_read() {
     // A pipe holds 64 KB, on some systems 16, and a line is far from 4.
     let waiting = || rustix::io::ioctl_fionread(&unread).expect("it is a pipe");
     let mut last = 0;
-    wait_until(|| last == std::mem::replace(&mut last, waiting()) && last > 12 << 10);
-    let sent = Command::new("kill").arg(child.id().to_string()).status();
-    assert!(sent.expect("kill is there").success());
+    wait_until(|| {
+        let now = waiting();
+        now == std::mem::replace(&mut last, now) && now > 12 << 10
+    });
+    tell(&child, Signal::TERM);
     let mut status = None;
     wait_until(|| {
         status = child.try_wait().expect("it is a child");
@@ -78,11 +84,9 @@ fn wait_until(mut done: impl FnMut() -> bool) {
 
 #[test]
 fn a_signal_that_was_ignored_before_stays_so() {
-    let (folder, mut shell) = (Folder::new(), Command::new("sh"));
+    let folder = Folder::new();
     let program = endless(&folder);
-    let ignore = "trap '' INT HUP; exec \"$@\"";
-    shell.args(["-c", ignore, "sh"]).arg(program.get_program());
-    shell.args(program.get_args()).current_dir(folder.path());
-    let output = send(&mut shell, &["-INT", "-HUP", "-TERM"]);
+    let mut shell = folder.command_after("trap '' INT HUP", program.get_args());
+    let output = send(&mut shell, &[Signal::INT, Signal::HUP, Signal::TERM]);
     assert_eq!(output.status.signal(), Some(15));
 }

@@ -82,9 +82,39 @@ impl Folder {
         command
     }
 
+    /// The same in a shell, after a line of its own.
+    #[cfg(unix)]
+    pub fn command_after<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        line: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Command {
+        let (program, mut shell) = (self.command(args), Command::new("sh"));
+        shell.args(["-c", &format!("{line}; exec \"$@\""), "sh"]);
+        shell.arg(program.get_program()).args(program.get_args());
+        shell.current_dir(self.path());
+        for (name, value) in program.get_envs() {
+            match value {
+                Some(value) => shell.env(name, value),
+                None => shell.env_remove(name),
+            };
+        }
+        shell
+    }
+
     pub fn run<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Run {
         let output = self.command(args).output().expect("the program starts");
         output.into()
+    }
+
+    #[cfg(unix)]
+    pub fn run_after<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        line: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Run {
+        let output = self.command_after(line, args).output();
+        output.expect("sh is there").into()
     }
 
     /// A run with `input` on its stdin.

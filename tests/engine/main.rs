@@ -2,7 +2,7 @@
 mod checkpoint {
     mod files;
     mod parts;
-    mod support;
+    pub mod support;
     mod tokenizer;
     mod torch;
     mod weights;

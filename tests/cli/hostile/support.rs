@@ -25,33 +25,15 @@ pub fn write(folder: &Folder, file: &str, bytes: impl AsRef<[u8]>) {
 
 /// The run of one step of the model, in the room that it has.
 pub fn run(folder: &Folder, args: &[&str]) -> Run {
-    let mut command = folder.command([""; 0]);
-    let program = command.get_program().to_owned();
-    if cfg!(target_os = "linux") {
-        let environment: Vec<_> = command
-            .get_envs()
-            .map(|(name, value)| (name.to_owned(), value.map(ToOwned::to_owned)))
-            .collect();
-        let limited = format!("ulimit -v {ROOM}; exec \"$0\" \"$@\"");
-        command = std::process::Command::new("sh");
-        command
-            .args(["-c", &limited])
-            .arg(&program)
-            .current_dir(folder.path());
-        for (name, value) in environment {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+    #[cfg(target_os = "linux")]
+    {
+        let mut command = folder.command_after(&format!("ulimit -v {ROOM}"), args);
         // Each thread would set room of its own aside.
         command.env("MALLOC_ARENA_MAX", "1");
+        command.output().expect("sh is there").into()
     }
-    command
-        .args(args)
-        .output()
-        .expect("the program starts")
-        .into()
+    #[cfg(not(target_os = "linux"))]
+    folder.run(args)
 }
 
 pub const DDPM: [&str; 9] = [

@@ -135,7 +135,8 @@ impl Hub {
     pub fn command(&self, folder: &Folder, args: &[&str]) -> Command {
         let mut command = folder.command(args);
         command.env("HF_ENDPOINT", &self.address);
-        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
+        // A machine that stands still for a while is no hub that is silent.
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "30");
         command
     }
 

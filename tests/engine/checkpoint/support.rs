@@ -36,9 +36,16 @@ pub fn open(checkpoint: &Checkpoint, naming: Naming) -> anyhow::Result<Weights> 
     Weights::open(&checkpoint.prepare_weights("unet", DType::F32)?, naming)
 }
 
-/// The whole chain of an error on one line, as the program prints it.
+/// What the program prints in place of a picture.
 pub fn said<T>(result: anyhow::Result<T>) -> String {
-    let text = format!("{:#}", result.err().expect("this must be refused"));
-    assert!(!text.contains('\n'), "{text}");
-    text
+    line(&result.err().expect("this must be refused"))
+}
+
+/// The whole chain of an error on one line, as the program prints it: with RUST_BACKTRACE, of which the program takes no notice, errors of
+/// candle end with a trace.
+pub fn line(err: &anyhow::Error) -> String {
+    let text = format!("{err:#}");
+    let line = text.split("\n   0: ").next().unwrap_or_default();
+    assert!(!line.contains('\n'), "an error of several lines: {text}");
+    line.to_owned()
 }

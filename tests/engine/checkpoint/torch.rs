@@ -172,7 +172,7 @@ fn pickles_that_run_code_or_lie_are_refused() {
         let text = said(open(&checkpoint, NO_IDS));
         assert!(text.contains(part), "{text} should say {part}");
         assert!(
-            start.elapsed().as_secs() < 5,
+            start.elapsed().as_secs() < 60,
             "{text} took {:?}",
             start.elapsed()
         );

@@ -1,4 +1,5 @@
 //! Trying a reader on many inputs, and counting how far they get: a fuzzer whose inputs all fail at the first check tries nothing else.
+use crate::checkpoint::support::line;
 use diffuse::engine::checkpoint::Checkpoint;
 use diffuse::engine::pipelines::ddpm::DdpmSystem;
 use diffuse::engine::pipelines::txt2img::{Txt2ImgRequest, Txt2ImgSystem};
@@ -80,8 +81,7 @@ pub fn fuzz<S: Strategy>(
 
 /// An error without what differs from input to input: numbers, names in quotes and files.
 fn kind(err: &anyhow::Error) -> String {
-    let text = format!("{err:#}");
-    assert!(!text.contains('\n'), "an error of several lines: {text}");
+    let text = line(err);
     assert!(text.chars().count() < 2000, "a long error: {text}");
     let mut kind = String::from("refused: ");
     let (mut quote, mut last) = (false, ' ');
