@@ -57,6 +57,8 @@ fn what_is_no_checkpoint_is_refused_with_what_was_looked_for() {
         "a/b/c",
         "",
         "../x/y",
+        // Windows takes it for the current folder, whether there is an a or not.
+        #[cfg(unix)]
         "a/..",
         "ow ner/name",
     ] {
