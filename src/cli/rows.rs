@@ -271,11 +271,11 @@ pub fn open(path: &Path) -> Result<Lines> {
     if path == Path::new("-") {
         return Ok(Lines::of(BufReader::new(std::io::stdin())));
     }
-    let describe = || format!("--prompts {}", path.display());
-    let file = File::open(path).with_context(describe)?;
-    if file.metadata().with_context(describe)?.is_dir() {
+    // Before it is opened, which Windows refuses.
+    if path.is_dir() {
         bail!("--prompts {}: it is a folder; give a file", path.display());
     }
+    let file = File::open(path).with_context(|| format!("--prompts {}", path.display()))?;
     Ok(Lines::of(BufReader::new(file)))
 }
 

@@ -107,7 +107,7 @@ impl Folder {
         output.into()
     }
 
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     pub fn run_after<S: AsRef<std::ffi::OsStr>>(
         &self,
         line: &str,
