@@ -23,7 +23,7 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = steps)]
     steps: Option<usize>,
     /// Sampler [default: the one that the model names]
-    #[arg(long, value_name = "NAME", value_parser = SamplerParser)]
+    #[arg(long, value_name = "NAME", value_parser = SamplerParser::default())]
     scheduler: Option<SchedulerKind>,
     /// Where the noise starts; the same seed draws the same picture [default: drawn and reported]
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = seed)]

@@ -66,8 +66,8 @@ fn letters(name: &str) -> String {
 }
 
 /// The samplers' own names; one of another program is refused with ours.
-#[derive(Clone)]
-pub struct SamplerParser;
+#[derive(Clone, Default)]
+pub struct SamplerParser(EnumValueParser<SchedulerKind>);
 
 impl TypedValueParser for SamplerParser {
     type Value = SchedulerKind;
@@ -78,8 +78,7 @@ impl TypedValueParser for SamplerParser {
         arg: Option<&clap::Arg>,
         value: &OsStr,
     ) -> Result<SchedulerKind, clap::Error> {
-        let parser = EnumValueParser::<SchedulerKind>::new();
-        parser.parse_ref(command, arg, value).map_err(|mut err| {
+        self.0.parse_ref(command, arg, value).map_err(|mut err| {
             if let Some(here) = value.to_str().and_then(here) {
                 let tip = format!("here that is {here}").into();
                 err.remove(ContextKind::SuggestedValue);
@@ -89,11 +88,8 @@ impl TypedValueParser for SamplerParser {
         })
     }
 
-    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue>>> {
-        let names = SchedulerKind::value_variants();
-        Some(Box::new(
-            names.iter().filter_map(ValueEnum::to_possible_value),
-        ))
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        self.0.possible_values()
     }
 }
 
