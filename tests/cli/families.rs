@@ -181,6 +181,31 @@ fn refused(folder: &Folder, command: &str, said: &str) {
     assert_eq!(folder.names(), ["model"]);
 }
 
+// What people do to their copy of a model for "clip skip 2". transformers leaves the layer out, too.
+#[test]
+fn a_text_encoder_has_as_many_layers_as_its_configuration_says() {
+    let folder = changed("text_encoder/config.json", "num_hidden_layers", json!(1));
+    let whole = asset("tiny-sd");
+    let draw = |output: &str, model: &str, more: &[&str]| {
+        let common = ["txt2img", "a cat", "--steps=2", "--seed=1", "--device=cpu"];
+        // The negative prompt is read without the skip, so there is to be none.
+        let own = ["--guidance-scale=1", "--model", model, "-o", output];
+        folder.run([&common[..], &own, more].concat())
+    };
+    let run = draw("shorter.png", "model", &[]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let said = "text_encoder: num_hidden_layers = 1 in its config.json, and the file has more: 16 tensors are left out";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+    assert_eq!(
+        draw("skipped.png", &whole, &["--clip-skip=1"]).code,
+        Some(0)
+    );
+    assert_eq!(draw("whole.png", &whole, &[]).code, Some(0));
+    let pixels = |name| pixels(&folder.read(name));
+    assert_eq!(pixels("shorter.png"), pixels("skipped.png"));
+    assert_ne!(pixels("shorter.png"), pixels("whole.png"));
+}
+
 #[test]
 fn other_pipelines_are_refused_by_their_names() {
     for name in [

@@ -131,9 +131,20 @@ pub struct Naming {
     pub strip: &'static str,
     /// `"encoder.*"`: every name that starts so; `"position_ids"`: every name whose last part it is.
     pub ignore: &'static [&'static str],
+    /// How many of a text encoder's layers there are to be: a file may have more, and transformers reads the first ones, too.
+    pub layers: Option<usize>,
 }
 
 impl Naming {
+    /// Whether the tensor is one of a layer too many, by today's name.
+    fn is_beyond(&self, name: &str) -> bool {
+        let layer = name.strip_prefix("encoder.layers.");
+        let layer = layer.and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        self.layers
+            .zip(layer)
+            .is_some_and(|(layers, layer)| layer >= layers)
+    }
+
     /// Today's name, or `None` for a tensor to leave out.
     fn name(&self, original: &str) -> Option<String> {
         let name = original.strip_prefix(self.strip).unwrap_or(original);
@@ -175,6 +186,7 @@ impl Weights {
             entries: HashMap::new(),
             patches: Patches::new(),
         };
+        let mut beyond = 0;
         for place in &files.places {
             let label = place.display().into_owned();
             let file = place.open()?;
@@ -190,12 +202,23 @@ impl Weights {
                 let Some(name) = naming.name(&original) else {
                     continue;
                 };
+                if naming.is_beyond(&name) {
+                    beyond += 1;
+                    continue;
+                }
                 entry.file = store.files.len();
                 if store.entries.insert(name.clone(), entry).is_some() {
                     bail!("{label}: tensor {} is there twice", one_line(&name));
                 }
             }
             store.files.push((label, file));
+        }
+        if beyond > 0 {
+            tracing::warn!(
+                "{}: num_hidden_layers = {} in its config.json, and the file has more: {beyond} tensors are left out",
+                store.component,
+                naming.layers.unwrap_or_default()
+            );
         }
         Ok(Self(Arc::new(store)))
     }

@@ -18,6 +18,7 @@ const DECODER: Naming = Naming {
     strip: "",
     // The last is of trainings.
     ignore: &["encoder.*", "quant_conv.*", "loss.*"],
+    layers: None,
 };
 /// Rows of latents in a band: for 1024 pixels across, a band of the widest map of the published decoders is 32 MB in f16.
 const BAND: usize = 8;

@@ -15,6 +15,7 @@ fn bin(name: &str) -> Vec<u8> {
 const NO_IDS: Naming = Naming {
     strip: "",
     ignore: &["position_ids"],
+    layers: None,
 };
 
 #[test]

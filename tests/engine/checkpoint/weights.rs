@@ -17,8 +17,8 @@ fn old_attention_names_and_1x1_convolutions_load_as_todays() {
         )
     });
     let naming = Naming {
-        strip: "",
         ignore: &["encoder.*"],
+        ..Naming::default()
     };
     let weights = open(&checkpoint, naming).unwrap();
     let vb = weights.var_builder(DType::F32, &Device::Cpu);

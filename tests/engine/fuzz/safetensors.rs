@@ -192,6 +192,7 @@ pub fn read_all(checkpoint: &Checkpoint) -> Reached {
     let naming = Naming {
         strip: "",
         ignore: &["position_ids"],
+        layers: None,
     };
     let files = checkpoint.prepare_weights("unet", DType::F32)?;
     let weights = Weights::open(&files, naming)?;

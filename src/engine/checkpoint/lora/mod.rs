@@ -31,6 +31,7 @@ const NAMED: usize = 8;
 const TODAYS: Naming = Naming {
     strip: "text_model.",
     ignore: &[],
+    layers: None,
 };
 
 impl Checkpoint {

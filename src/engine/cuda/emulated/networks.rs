@@ -16,7 +16,7 @@ fn component(model: &str, component: &str, dtype: DType) -> (Checkpoint, VarBuil
     let files = checkpoint.prepare_weights(component, dtype).unwrap();
     let naming = Naming {
         strip: "text_model.",
-        ignore: &[],
+        ..Naming::default()
     };
     let weights = Weights::open(&files, naming).unwrap();
     (checkpoint, weights.var_builder(dtype, &Device::Cpu))

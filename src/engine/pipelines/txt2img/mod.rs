@@ -46,6 +46,7 @@ const PROJECTING: Naming = Naming {
         "vision_model.*",
         "visual_projection.*",
     ],
+    layers: None,
 };
 const TOWER: Naming = Naming {
     ignore: &[
@@ -223,7 +224,10 @@ impl System for Txt2ImgSystem {
         checkpoint.prepare_loras(&self.changed(), runtime.weights)?;
         let towers = progress.phase(Phase::Load, || {
             let towers = self.towers.iter().map(|tower| {
-                let naming = if tower.projects { PROJECTING } else { TOWER };
+                let naming = Naming {
+                    layers: Some(tower.config.num_hidden_layers),
+                    ..if tower.projects { PROJECTING } else { TOWER }
+                };
                 load(checkpoint, tower.component, runtime, naming, |vb| {
                     let dtype = runtime.activations();
                     ClipTextModel::load(&tower.config, vb, dtype, tower.projects)
