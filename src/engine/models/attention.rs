@@ -14,6 +14,20 @@ pub struct AttentionStyle {
     pub rescale: f64,
 }
 
+impl AttentionStyle {
+    /// How many heads `channels` have; an error where not one fits.
+    pub fn heads(&self, channels: usize) -> Result<usize> {
+        let heads = channels.checked_div(self.head_dim).unwrap_or(0);
+        if heads == 0 {
+            candle_core::bail!(
+                "attention_head_dim {} does not fit {channels} channels: it must be between 1 and {channels}",
+                self.head_dim
+            );
+        }
+        Ok(heads)
+    }
+}
+
 pub struct AttentionBlock {
     group_norm: Option<GroupNorm>,
     attention: SelfAttention,
@@ -23,13 +37,7 @@ pub struct AttentionBlock {
 
 impl AttentionBlock {
     pub fn load(vb: VarBuilder, channels: usize, style: AttentionStyle) -> Result<Self> {
-        let heads = channels.checked_div(style.head_dim).unwrap_or(0);
-        if heads == 0 {
-            candle_core::bail!(
-                "attention_head_dim {} does not fit {channels} channels: it must be between 1 and {channels}",
-                style.head_dim
-            );
-        }
+        let heads = style.heads(channels)?;
         let inner = heads * style.head_dim;
         let linear = |name| Linear::load(vb.pp(name), channels, inner);
         let maps = [linear("to_q")?, linear("to_k")?, linear("to_v")?];

@@ -15,6 +15,17 @@ pub enum AttentionKind {
     Text(TransformerStyle),
 }
 
+impl AttentionKind {
+    /// Refuses heads that do not fit `channels`.
+    pub fn check(&self, channels: usize) -> Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Pixels(style) => style.heads(channels).map(drop),
+            Self::Text(style) => style.inner(channels).map(drop),
+        }
+    }
+}
+
 enum Attention {
     Pixels(AttentionBlock),
     Text(Transformer2D),

@@ -62,6 +62,20 @@ pub struct TransformerStyle {
     pub only_cross_attention: bool,
 }
 
+impl TransformerStyle {
+    /// The width of all heads together; an error where they do not fit `channels`.
+    pub fn inner(&self, channels: usize) -> Result<usize> {
+        let inner = self.heads * channels.checked_div(self.heads).unwrap_or(0);
+        if inner == 0 {
+            candle_core::bail!(
+                "attention_head_dim {} does not fit {channels} channels: it is the number of heads, between 1 and {channels}",
+                self.heads
+            );
+        }
+        Ok(inner)
+    }
+}
+
 /// Hands every attention that looks at the text its place in [`Text`], in the order of loading.
 #[derive(Default)]
 pub struct TextSlots(Cell<usize>);
@@ -86,13 +100,7 @@ impl Transformer2D {
         style: TransformerStyle,
         slots: &TextSlots,
     ) -> Result<Self> {
-        let inner = style.heads * channels.checked_div(style.heads).unwrap_or(0);
-        if inner == 0 {
-            candle_core::bail!(
-                "{} attention heads do not fit {channels} channels",
-                style.heads
-            );
-        }
+        let inner = style.inner(channels)?;
         let blocks = (0..style.layers).map(|i| {
             BasicTransformerBlock::load(vb.pp("transformer_blocks").pp(i), inner, style, slots)
         });

@@ -62,7 +62,9 @@ fn a_unet_of_absurd_numbers_is_refused() {
             assert!(said.contains("norm_num_groups"), "{said}");
         }
         for value in [huge.clone(), json!(0)] {
-            spoiled(asset, file, &[("attention_head_dim", value)]);
+            let said = spoiled(asset, file, &[("attention_head_dim", value)]);
+            assert!(said.contains("attention_head_dim"), "{said}");
+            assert!(!said.contains("loading"), "after the weights: {said}");
         }
         // A trillion parameters.
         let wide = json!(1 << 16);

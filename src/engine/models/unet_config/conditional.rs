@@ -125,7 +125,7 @@ impl UNetFile {
                 layers: depths.up[i].iter().map(layer).collect(),
             }
         });
-        Ok(UNetConfig {
+        let config = UNetConfig {
             down: down.collect(),
             mid,
             up: up.collect(),
@@ -133,7 +133,8 @@ impl UNetFile {
             added,
             guidance_channels,
             ..parts
-        })
+        };
+        config.checked()
     }
 
     /// How many transformer blocks each layer has on the way down, in the middle and on the way up; `layers` are the layers of each

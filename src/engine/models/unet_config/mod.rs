@@ -174,6 +174,22 @@ fn unsupported() -> Vec<(&'static str, Vec<Value>)> {
     ]
 }
 
+impl UNetConfig {
+    /// The same, if the heads of every attention fit its channels.
+    fn checked(self) -> Result<Self> {
+        let widths = &self.block_out_channels;
+        let down = self.down.iter().zip(widths);
+        let mid = self.mid.iter().zip(widths.last());
+        let up = self.up.iter().zip(widths.iter().rev());
+        for (block, &width) in down.chain(mid).chain(up) {
+            for attention in &block.layers {
+                attention.check(width)?;
+            }
+        }
+        Ok(self)
+    }
+}
+
 impl UNetFile {
     fn resnet(&self, time_embed_dim: usize) -> ResnetStyle {
         ResnetStyle {

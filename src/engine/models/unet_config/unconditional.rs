@@ -98,11 +98,12 @@ impl UNetFile {
                 layers: vec![attention(kind, widths[level], style); layers[level] + 1],
             }
         });
-        Ok(UNetConfig {
+        let config = UNetConfig {
             down: down.collect(),
             mid,
             up: up.collect(),
             ..parts
-        })
+        };
+        config.checked()
     }
 }
