@@ -207,6 +207,40 @@ fn a_text_encoder_has_as_many_layers_as_its_configuration_says() {
 }
 
 #[test]
+fn an_index_of_flax_classes_is_read_as_that_of_their_twins_in_torch() {
+    let folder = changed(
+        "unet/config.json",
+        "_class_name",
+        json!("FlaxUNet2DConditionModel"),
+    );
+    let index = folder.file("model").join("model_index.json");
+    let text = std::fs::read_to_string(&index).expect("an index");
+    let mut flax = text.clone();
+    for class in [
+        "StableDiffusionPipeline",
+        "PNDMScheduler",
+        "CLIPTextModel",
+        "UNet2DConditionModel",
+        "AutoencoderKL",
+    ] {
+        let quoted = format!("\"{class}\"");
+        assert!(flax.contains(&quoted), "{class}");
+        flax = flax.replace(&quoted, &format!("\"Flax{class}\""));
+    }
+    std::fs::write(&index, flax).expect("written");
+    let draw = |output: &str, model: &str| {
+        let common = ["txt2img", "a cat", "--steps=2", "--seed=1", "--device=cpu"];
+        let run = folder.run([&common[..], &["--model", model, "-o", output]].concat());
+        assert_eq!(run.code, Some(0), "{run:?}");
+        pixels(&folder.read(output))
+    };
+    assert_eq!(
+        draw("flax.png", "model"),
+        draw("torch.png", &asset("tiny-sd"))
+    );
+}
+
+#[test]
 fn other_pipelines_are_refused_by_their_names() {
     for name in [
         "FluxPipeline",

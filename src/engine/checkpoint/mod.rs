@@ -130,13 +130,14 @@ impl Checkpoint {
 
     /// The pipeline that saved the checkpoint.
     pub fn pipeline_class(&self) -> Option<&str> {
-        self.index.get("_class_name")?.as_str()
+        self.index.get("_class_name")?.as_str().map(torch_class)
     }
 
     /// The class that the index names for a component; diffusers takes it over the one in the component's own config.
     pub fn component_class(&self, component: &str) -> Option<&str> {
         let (at, component) = self.of(component);
-        at.index.get(component)?.get(1)?.as_str()
+        let named = at.index.get(component)?.get(1)?.as_str();
+        named.map(torch_class)
     }
 
     /// A setting of the pipeline itself, beside its components.
@@ -290,4 +291,9 @@ impl Checkpoint {
 fn exists(path: &Path) -> Result<bool> {
     path.try_exists()
         .with_context(|| format!("{} cannot be read", path.display()))
+}
+
+/// The class of torch that `class` is: diffusers once had each class for Flax, too, and read checkpoints of either as the other's.
+pub fn torch_class(class: &str) -> &str {
+    class.strip_prefix("Flax").unwrap_or(class)
 }

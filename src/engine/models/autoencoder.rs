@@ -1,7 +1,7 @@
 //! The two kinds of decoder that a checkpoint may bring, behind one name.
 use super::tiny_vae::{TinyVaeConfig, TinyVaeDecoder};
 use super::vae::{VaeConfig, VaeDecoder};
-use crate::engine::checkpoint::Checkpoint;
+use crate::engine::checkpoint::{Checkpoint, torch_class};
 use anyhow::{Context, bail};
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -20,7 +20,7 @@ impl Autoencoder {
         let json = checkpoint.json(component, "config.json")?;
         let own = json.get("_class_name").and_then(|class| class.as_str());
         let class = checkpoint.component_class(component).or(own);
-        match class.map(|class| class.trim_start_matches("Flax")) {
+        match class.map(torch_class) {
             None | Some("AutoencoderKL") => {
                 let config: VaeConfig = checkpoint.config(component)?;
                 config.check().with_context(file)?;
