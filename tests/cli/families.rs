@@ -282,6 +282,18 @@ fn unets_that_read_a_picture_beside_the_noise_are_refused() {
 }
 
 #[test]
+fn of_two_keys_that_are_wrong_the_first_is_named_with_its_own_complaint() {
+    let folder = Folder::new();
+    copy(asset("tiny-sd").as_ref(), &folder.file("model"));
+    let config = r#"{
+        "block_out_channels": [32, 32], "norm_num_groups": null, "norm_eps": 1e-5, "up_block_types": ["SkipUpBlock2D", "UpBlock2D"]
+    }"#;
+    folder.write("model/unet/config.json", config);
+    let said = "model/unet/config.json: norm_num_groups = null: invalid type: null, expected a whole number";
+    refused(&folder, "txt2img", said);
+}
+
+#[test]
 fn a_network_alone_is_refused_by_its_name() {
     for name in [
         "ControlNetModel",

@@ -81,7 +81,7 @@ fn quote_bare_numbers(bytes: &[u8]) -> Vec<u8> {
 pub fn decode<C: DeserializeOwned>(map: &Map<String, Value>) -> Result<C> {
     let error = match serde_json::from_value(Value::Object(map.clone())) {
         Ok(config) => return Ok(config),
-        Err(error) => one_line(&error.to_string()),
+        Err(error) => complaint(&error),
     };
     // serde names a key that is missing, but not one whose value is wrong: that is the key
     // without which the complaint is another one.
@@ -89,16 +89,25 @@ pub fn decode<C: DeserializeOwned>(map: &Map<String, Value>) -> Result<C> {
     let small = || serde_json::to_string(map).is_ok_and(|text| text.len() <= 1 << 16);
     if !error.starts_with("missing field") && map.len() <= 1000 && small() {
         for (key, value) in map {
-            let mut rest = map.clone();
-            rest.remove(key);
+            // In the order of the file: of several complaints the first is made.
+            let rest = map.iter().filter(|(other, _)| *other != key);
+            let rest = rest.map(|(key, value)| (key.clone(), value.clone()));
+            let rest = rest.collect();
             let other = serde_json::from_value::<C>(Value::Object(rest)).err();
-            if other.is_none_or(|e| one_line(&e.to_string()) != error) {
+            if other.is_none_or(|other| complaint(&other) != error) {
                 let value = one_line(&value.to_string());
                 bail!("{} = {}: {error}", one_line(key), shorten(&value, 60));
             }
         }
     }
     bail!("{error}")
+}
+
+/// serde's complaint in one line, without the names of Rust's types.
+fn complaint(error: &serde_json::Error) -> String {
+    one_line(&error.to_string())
+        .replace("expected usize", "expected a whole number")
+        .replace("expected f64", "expected a number")
 }
 
 /// A text of strangers, fit for one line of a message.
