@@ -50,18 +50,22 @@ fn the_cache_is_where_the_variables_say() {
             folder.names()
         );
     }
-    let folder = Folder::new();
-    let mut command = hub.command(&folder, &DRAW);
-    let output = command
-        .env("HF_HOME", "~/here")
-        .env("HOME", folder.path())
-        .output();
-    drew(&output.expect("the program starts").into());
-    assert!(
-        folder.file("here/hub/models--owner--tiny").is_dir(),
-        "{:?}",
-        folder.names()
-    );
+    // As a unit of systemd or a file of variables may have them, where no shell replaces anything.
+    for value in ["~/here", "$HOME/here", "${WHERE}/here"] {
+        let folder = Folder::new();
+        let mut command = hub.command(&folder, &DRAW);
+        let output = command
+            .env("HF_HOME", value)
+            .env("HOME", folder.path())
+            .env("WHERE", folder.path())
+            .output();
+        drew(&output.expect("the program starts").into());
+        assert!(
+            folder.file("here/hub/models--owner--tiny").is_dir(),
+            "{value}: {:?}",
+            folder.names()
+        );
+    }
 }
 
 /// `owner/gated`, with what `set` does to the environment; the requests that were made.

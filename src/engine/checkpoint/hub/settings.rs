@@ -58,15 +58,13 @@ fn is_true(value: &str) -> bool {
     )
 }
 
-/// A folder that a variable names; `~` is the user's own, as for Python, where no shell has replaced it.
+/// A folder that a variable names; `~` and other variables in it are replaced, as by Python, where no shell has done it.
 fn folder(name: &str) -> Option<PathBuf> {
+    let home = || std::env::home_dir()?.into_os_string().into_string().ok();
     let text = variable(name)?;
-    match (text.strip_prefix('~'), std::env::home_dir()) {
-        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
-            Some(home.join(rest.trim_start_matches('/')))
-        }
-        _ => Some(text.into()),
-    }
+    let text =
+        shellexpand::full_with_context_no_errors(&text, home, |name| std::env::var(name).ok());
+    Some(text.into_owned().into())
 }
 
 fn home() -> Result<PathBuf> {
