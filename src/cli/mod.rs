@@ -46,7 +46,7 @@ use terminal::Terminal;
 /// Opens any checkpoint in the diffusers layout, a folder or a name on huggingface.co, and draws the pixels that diffusers draws. --model demo
 /// is a small one inside of the program, which needs no download.
 #[derive(Debug, Parser)]
-#[command(name = "diffuse", version, disable_version_flag = true, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
+#[command(name = "diffuse", bin_name = "diffuse", version, disable_version_flag = true, arg_required_else_help = true, args_override_self = true, after_help = EXAMPLES)]
 struct Cli {
     /// Print the version; with --verbose, what it was built with and what it found
     #[arg(short = 'V', long, action = clap::ArgAction::Version)]
