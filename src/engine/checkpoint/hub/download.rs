@@ -48,8 +48,9 @@ impl Downloads<'_> {
         if !blob.is_file() {
             make_parent(&blob)?;
             let lock = self.layout.lock(etag, name)?;
-            // Another process may have written it while this one waited.
-            if !blob.is_file() {
+            // Another process may have written it while this one waited, and moved it where there are no links.
+            let pointer = self.layout.snapshot(self.repository.revision()).join(name);
+            if !blob.is_file() && !pointer.is_file() {
                 let partial = match lock.keeps_out {
                     true => PartialPath::Shared(blob.with_file_name(format!("{etag}.incomplete"))),
                     false => PartialPath::own(&blob, etag).with_context(|| unwritable(&blob))?,

@@ -140,11 +140,15 @@ impl Layout {
             other => other,
         };
         match linked {
-            Ok(()) => Ok(()),
+            // Wine 8 says so of links that it did not make.
+            Ok(()) if pointer.is_file() => Ok(()),
             // Another process was quicker.
             Err(err) if err.kind() == ErrorKind::AlreadyExists => Ok(()),
             // Where there are no links, the file itself is there, as in Python's.
-            Err(_) => std::fs::rename(&blob, &pointer).with_context(|| unwritable(&pointer)),
+            _ => match std::fs::rename(&blob, &pointer) {
+                Err(_) if pointer.is_file() => Ok(()),
+                moved => moved.with_context(|| unwritable(&pointer)),
+            },
         }
     }
 }
