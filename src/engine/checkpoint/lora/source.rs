@@ -1,6 +1,7 @@
 //! Where a LoRA is: a file, a folder or a repository with one, or a file of a repository; `owner/name@REVISION` is one at a revision.
 use super::super::files::Wanted;
 use super::super::hub::{self, Network, Repository};
+use super::super::json::one_line;
 use super::super::place::Place;
 use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
@@ -48,7 +49,8 @@ impl Lora {
             (name, Source::Hub(Box::new(repository), file))
         } else {
             bail!(
-                "{of:?} is no file here and no hub id: give a file, owner/name[@REVISION] or owner/name[@REVISION]/file.safetensors, with :WEIGHT behind it where that is not 1"
+                "\"{}\" is no file here and no hub id: give a file, owner/name[@REVISION] or owner/name[@REVISION]/file.safetensors, with :WEIGHT behind it where that is not 1",
+                one_line(of)
             );
         };
         Ok(Self {
