@@ -198,10 +198,15 @@ pub fn pixels(png: &[u8]) -> image::RgbImage {
 impl From<Output> for Run {
     fn from(output: Output) -> Self {
         let text = |bytes| String::from_utf8(bytes).expect("the program prints UTF-8");
+        let mut stderr = text(output.stderr);
+        if cfg!(windows) {
+            // Paths in messages, as the tests expect them.
+            stderr = stderr.replace('\\', "/");
+        }
         Self {
             code: code(output.status),
             stdout: text(output.stdout),
-            stderr: text(output.stderr),
+            stderr,
         }
     }
 }

@@ -2,9 +2,6 @@
 use crate::support::{Folder, Run, asset};
 use std::time::{Duration, Instant};
 
-/// Kilobytes of address space: program, threads' stacks and all that a file makes it take.
-const ROOM: usize = 200_000;
-
 /// A copy of a checkpoint of the assets, as `model` in a folder.
 pub fn model(name: &str) -> Folder {
     let folder = Folder::new();
@@ -27,6 +24,8 @@ pub fn write(folder: &Folder, file: &str, bytes: impl AsRef<[u8]>) {
 pub fn run(folder: &Folder, args: &[&str]) -> Run {
     #[cfg(target_os = "linux")]
     {
+        /// Kilobytes of address space: program, threads' stacks and all that a file makes it take.
+        const ROOM: usize = 200_000;
         let mut command = folder.command_after(&format!("ulimit -v {ROOM}"), args);
         // Each thread would set room of its own aside.
         command.env("MALLOC_ARENA_MAX", "1");

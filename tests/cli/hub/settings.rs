@@ -7,6 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+/// What names the user's own folder.
+const HOME: &str = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+
 fn run(mut command: Command) -> Run {
     command.output().expect("the program starts").into()
 }
@@ -29,7 +32,7 @@ fn the_cache_is_where_the_variables_say() {
             "xdg/huggingface/hub/models--owner--tiny",
         ),
         (
-            "HOME",
+            HOME,
             "user",
             "user/.cache/huggingface/hub/models--owner--tiny",
         ),
@@ -40,7 +43,7 @@ fn the_cache_is_where_the_variables_say() {
             command.env_remove(other);
         }
         let output = command
-            .env("HOME", folder.path())
+            .env(HOME, folder.path())
             .env(name, folder.file(value))
             .output();
         drew(&output.expect("the program starts").into());
@@ -51,12 +54,12 @@ fn the_cache_is_where_the_variables_say() {
         );
     }
     // As a unit of systemd or a file of variables may have them, where no shell replaces anything.
-    for value in ["~/here", "$HOME/here", "${WHERE}/here"] {
+    for value in ["~/here", "$WHERE/here", "${WHERE}/here"] {
         let folder = Folder::new();
         let mut command = hub.command(&folder, &DRAW);
         let output = command
             .env("HF_HOME", value)
-            .env("HOME", folder.path())
+            .env(HOME, folder.path())
             .env("WHERE", folder.path())
             .output();
         drew(&output.expect("the program starts").into());
@@ -117,7 +120,7 @@ fn the_token_may_stand_in_a_file() {
         write(folder, "secrets/token");
         command
             .env("HF_TOKEN_PATH", "~/secrets/token")
-            .env("HOME", folder.path());
+            .env(HOME, folder.path());
     });
     // The variable goes before the file, and the path before the usual place.
     opens(|folder, command| {
@@ -233,18 +236,21 @@ fn a_proxy_of_the_environment_is_used() {
 fn hosts_of_no_proxy_are_asked_without_one() {
     let (hub, folder) = (Hub::new(), Folder::new());
     let proxy = Proxy::new(&hub.address);
-    for (list, through) in [
+    for (number, (list, through)) in [
         ("127.0.0.1", false),
         ("x.example,127.0.0.1", false),
         ("*", false),
         ("x.example", true),
         ("", true),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         let mut command = hub.command(&folder, &DRY);
         command
             .env("HTTP_PROXY", &proxy.address)
             .env("NO_PROXY", list)
-            .env("HF_HUB_CACHE", folder.file(&format!("cache {list}")));
+            .env("HF_HUB_CACHE", folder.file(&format!("cache {number}")));
         drew(&run(command));
         assert_eq!(proxy.used() > 0, through, "{list:?}");
     }
