@@ -181,29 +181,37 @@ fn refused(folder: &Folder, command: &str, said: &str) {
     assert_eq!(folder.names(), ["model"]);
 }
 
+/// The picture of two steps of a model, and the run.
+#[track_caller]
+fn two_steps(folder: &Folder, model: &str, more: &[&str]) -> (image::RgbImage, Run) {
+    let args = [
+        "txt2img",
+        "a cat",
+        "--model",
+        model,
+        "--steps=2",
+        "--seed=1",
+        "--device=cpu",
+        "-o=a.png",
+        "--overwrite",
+    ];
+    let run = folder.run([&args, more].concat());
+    assert_eq!(run.code, Some(0), "{run:?}");
+    (pixels(&folder.read("a.png")), run)
+}
+
 // What people do to their copy of a model for "clip skip 2". transformers leaves the layer out, too.
 #[test]
 fn a_text_encoder_has_as_many_layers_as_its_configuration_says() {
     let folder = changed("text_encoder/config.json", "num_hidden_layers", json!(1));
     let whole = asset("tiny-sd");
-    let draw = |output: &str, model: &str, more: &[&str]| {
-        let common = ["txt2img", "a cat", "--steps=2", "--seed=1", "--device=cpu"];
-        // The negative prompt is read without the skip, so there is to be none.
-        let own = ["--guidance-scale=1", "--model", model, "-o", output];
-        folder.run([&common[..], &own, more].concat())
-    };
-    let run = draw("shorter.png", "model", &[]);
-    assert_eq!(run.code, Some(0), "{run:?}");
+    // The negative prompt is read without the skip, so there is to be none.
+    let (shorter, run) = two_steps(&folder, "model", &["--guidance-scale=1"]);
     let said = "text_encoder: num_hidden_layers = 1 in its config.json, and the file has more: 16 tensors are left out";
     assert!(run.stderr.contains(said), "{}", run.stderr);
-    assert_eq!(
-        draw("skipped.png", &whole, &["--clip-skip=1"]).code,
-        Some(0)
-    );
-    assert_eq!(draw("whole.png", &whole, &[]).code, Some(0));
-    let pixels = |name| pixels(&folder.read(name));
-    assert_eq!(pixels("shorter.png"), pixels("skipped.png"));
-    assert_ne!(pixels("shorter.png"), pixels("whole.png"));
+    let skip = ["--guidance-scale=1", "--clip-skip=1"];
+    assert_eq!(shorter, two_steps(&folder, &whole, &skip).0);
+    assert_ne!(shorter, two_steps(&folder, &whole, &skip[..1]).0);
 }
 
 #[test]
@@ -228,16 +236,8 @@ fn an_index_of_flax_classes_is_read_as_that_of_their_twins_in_torch() {
         flax = flax.replace(&quoted, &format!("\"Flax{class}\""));
     }
     std::fs::write(&index, flax).expect("written");
-    let draw = |output: &str, model: &str| {
-        let common = ["txt2img", "a cat", "--steps=2", "--seed=1", "--device=cpu"];
-        let run = folder.run([&common[..], &["--model", model, "-o", output]].concat());
-        assert_eq!(run.code, Some(0), "{run:?}");
-        pixels(&folder.read(output))
-    };
-    assert_eq!(
-        draw("flax.png", "model"),
-        draw("torch.png", &asset("tiny-sd"))
-    );
+    let (flax, _) = two_steps(&folder, "model", &[]);
+    assert_eq!(flax, two_steps(&folder, &asset("tiny-sd"), &[]).0);
 }
 
 #[test]

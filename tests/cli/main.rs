@@ -39,6 +39,7 @@ mod provenance;
 mod pty;
 mod replay;
 mod schedule;
+mod shards;
 #[cfg(target_os = "linux")]
 mod show;
 #[cfg(unix)]

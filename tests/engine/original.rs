@@ -18,7 +18,7 @@ fn weights(checkpoint: &Checkpoint, component: &str) -> Weights {
     let naming = Naming {
         strip: "text_model.",
         ignore: &["position_ids"],
-        layers: None,
+        ..Naming::default()
     };
     Weights::open(&files, naming).unwrap()
 }

@@ -90,9 +90,8 @@ pub fn decode<C: DeserializeOwned>(map: &Map<String, Value>) -> Result<C> {
     if !error.starts_with("missing field") && map.len() <= 1000 && small() {
         for (key, value) in map {
             // In the order of the file: of several complaints the first is made.
-            let rest = map.iter().filter(|(other, _)| *other != key);
-            let rest = rest.map(|(key, value)| (key.clone(), value.clone()));
-            let rest = rest.collect();
+            let mut rest = map.clone();
+            rest.shift_remove(key);
             let other = serde_json::from_value::<C>(Value::Object(rest)).err();
             if other.is_none_or(|other| complaint(&other) != error) {
                 let value = one_line(&value.to_string());

@@ -213,11 +213,12 @@ impl Weights {
             }
             store.files.push((label, file));
         }
-        if beyond > 0 {
+        if let Some(layers) = naming.layers
+            && beyond > 0
+        {
             tracing::warn!(
-                "{}: num_hidden_layers = {} in its config.json, and the file has more: {beyond} tensors are left out",
-                store.component,
-                naming.layers.unwrap_or_default()
+                "{}: num_hidden_layers = {layers} in its config.json, and the file has more: {beyond} tensors are left out",
+                store.component
             );
         }
         Ok(Self(Arc::new(store)))

@@ -19,8 +19,8 @@ impl Autoencoder {
         let file = || format!("{component}/config.json");
         let json = checkpoint.json(component, "config.json")?;
         let own = json.get("_class_name").and_then(|class| class.as_str());
-        let class = checkpoint.component_class(component).or(own);
-        match class.map(torch_class) {
+        let own = own.map(torch_class);
+        match checkpoint.component_class(component).or(own) {
             None | Some("AutoencoderKL") => {
                 let config: VaeConfig = checkpoint.config(component)?;
                 config.check().with_context(file)?;

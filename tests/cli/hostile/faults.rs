@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 #[test]
-#[cfg_attr(windows, ignore = "nobody replaces a file there that is open")]
+#[cfg_attr(
+    windows,
+    ignore = "for other systems: Windows lets nobody replace a file that is open"
+)]
 fn a_model_that_changes_while_it_is_read_gives_a_picture_or_an_error() {
     let folder = model("tiny-ddpm");
     let args = [&DDPM[..], &["--seed", "1", "--overwrite"]].concat();

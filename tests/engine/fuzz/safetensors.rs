@@ -190,9 +190,8 @@ const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 /// Opens a component's weights and reads every tensor.
 pub fn read_all(checkpoint: &Checkpoint) -> Reached {
     let naming = Naming {
-        strip: "",
         ignore: &["position_ids"],
-        layers: None,
+        ..Naming::default()
     };
     let files = checkpoint.prepare_weights("unet", DType::F32)?;
     let weights = Weights::open(&files, naming)?;

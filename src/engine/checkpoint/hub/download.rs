@@ -49,7 +49,7 @@ impl Downloads<'_> {
             make_parent(&blob)?;
             let lock = self.layout.lock(etag, name)?;
             // Another process may have written it while this one waited, and moved it where there are no links.
-            let pointer = self.layout.snapshot(self.repository.revision()).join(name);
+            let pointer = self.layout.pointer(self.repository.revision(), name);
             if !blob.is_file() && !pointer.is_file() {
                 let partial = match lock.keeps_out {
                     true => PartialPath::Shared(blob.with_file_name(format!("{etag}.incomplete"))),

@@ -51,6 +51,11 @@ impl Layout {
         self.repository.pointer_path(commit)
     }
 
+    /// Where a commit's file is.
+    pub fn pointer(&self, commit: &str, name: &str) -> PathBuf {
+        self.snapshot(commit).join(name)
+    }
+
     pub fn blob(&self, etag: &str) -> PathBuf {
         self.repository.blob_path(etag)
     }
@@ -124,7 +129,7 @@ impl Layout {
 
     /// Makes a whole blob visible under its name.
     pub fn link(&self, etag: &str, commit: &str, name: &str) -> Result<()> {
-        let pointer = self.snapshot(commit).join(name);
+        let pointer = self.pointer(commit, name);
         if pointer.is_file() {
             return Ok(());
         }
@@ -133,22 +138,20 @@ impl Layout {
         let up = "../".repeat(2 + name.matches('/').count());
         let target = format!("{up}blobs/{etag}");
         let blob = self.blob(etag);
-        let linked = match symlink(&target, &pointer) {
+        let mut made = match symlink(&target, &pointer) {
             Err(err) if err.kind() == ErrorKind::AlreadyExists && !pointer.is_file() => {
                 std::fs::remove_file(&pointer).and_then(|()| symlink(&target, &pointer))
             }
             other => other,
         };
-        match linked {
-            // Wine 8 says so of links that it did not make.
-            Ok(()) if pointer.is_file() => Ok(()),
-            // Another process was quicker.
-            Err(err) if err.kind() == ErrorKind::AlreadyExists => Ok(()),
-            // Where there are no links, the file itself is there, as in Python's.
-            _ => match std::fs::rename(&blob, &pointer) {
-                Err(_) if pointer.is_file() => Ok(()),
-                moved => moved.with_context(|| unwritable(&pointer)),
-            },
+        // Where there are no links, the file itself is there, as in Python's. Wine 8 says that it made one.
+        if !pointer.is_file() {
+            made = std::fs::rename(&blob, &pointer);
+        }
+        match made {
+            // Another process may have been quicker, with a link or with the file.
+            Err(_) if pointer.is_file() => Ok(()),
+            other => other.with_context(|| unwritable(&pointer)),
         }
     }
 }
