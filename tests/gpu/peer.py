@@ -4,6 +4,7 @@ Both programs stay loaded and draw in turn, so that what the card does in one mi
 and their pictures are compared: the time of a wrong picture is no time.
 """
 import os
+import pathlib
 import statistics
 import sys
 import time
@@ -47,6 +48,10 @@ class Peer:
         self.pipe = StableDiffusionPipeline.from_pretrained(model, dtype=TORCH_DTYPE, safety_checker=None).to(DEVICE)
         self.pipe.set_progress_bar_config(disable=True)
         if compiled:
+            # torch's own, which its pool of compilers takes: with Triton's, this process found none of what they had made and made all again.
+            ptxas = pathlib.Path(torch.__file__).parent / "bin" / "ptxas"
+            if ptxas.exists():
+                os.environ.setdefault("TRITON_PTXAS_PATH", str(ptxas))
             # The search for kernels compiles candidates in processes of its own only once these stand, and else beside what it times.
             AsyncCompile.wait_pool_ready()
             # Every size of batch is compiled by itself.
