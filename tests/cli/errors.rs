@@ -445,6 +445,28 @@ fn a_git_lfs_pointer_is_told_from_a_file() {
 }
 
 #[test]
+fn missing_weights_are_told_before_any_are_read_with_what_lies_in_their_place() {
+    let folder = Folder::new();
+    copy(Path::new(&asset("tiny-sd")), &folder.file("model"));
+    // The text tower, which is read first, is broken.
+    folder.write("model/text_encoder/model.safetensors", "no tensors");
+    let unet = folder.file("model/unet");
+    let flax = unet.join("diffusion_flax_model.msgpack");
+    std::fs::rename(unet.join("diffusion_pytorch_model.safetensors"), flax).expect("a free name");
+    let run = folder.run(["txt2img", "a cat", "--model", "model", "--steps", "1"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    let last = run.stderr.lines().last().unwrap_or_default();
+    assert!(
+        last.starts_with("diffuse: model has no weights for unet: "),
+        "{last}"
+    );
+    assert!(
+        last.ends_with("; there is diffusion_flax_model.msgpack"),
+        "{last}"
+    );
+}
+
+#[test]
 fn a_folder_of_the_hubs_cache_is_told_where_its_model_is() {
     let folder = Folder::new();
     let snapshot = "models--o--n/snapshots/0123";

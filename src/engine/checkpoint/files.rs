@@ -7,6 +7,7 @@ use super::weights::Entry;
 use super::{Checkpoint, Source, header, hub, torch};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What the bytes are.
@@ -128,8 +129,8 @@ impl Checkpoint {
         })
     }
 
-    /// Downloads the weights of all components, and the LoRAs, that are not here yet, several files at once. Errors are left to
-    /// [`Checkpoint::prepare_weights`], except that the cache's gaps are told together where the network is off.
+    /// Downloads the weights of all components, and the LoRAs, that are not here yet, several files at once. Fails before the first of them
+    /// where a component has none; the cache's gaps are told together where the network is off.
     pub fn fetch_weights(&self, components: &[(&str, DType)]) -> Result<()> {
         let (mut wanted, mut missing) = (Vec::new(), Vec::new());
         for (component, dtype) in components {
@@ -137,16 +138,20 @@ impl Checkpoint {
             match (at.find_weights(inside, *dtype), &at.source) {
                 (Ok(found), Source::Hub(repository)) => wanted.push((&**repository, found.names)),
                 (Ok(_), Source::Folder(_) | Source::Program(_)) | (_, Source::Original(_)) => {}
-                (Err(_), _) => missing.push(*component),
+                (Err(error), _) => missing.push((*component, error)),
             }
         }
         let searched = self.searched();
         if missing.len() > 1 && !searched.is_empty() {
-            let missing = missing.join(", ");
+            let missing: Vec<_> = missing.iter().map(|(component, _)| *component).collect();
             bail!(
-                "{} has no weights of {missing}{searched}: run once without that",
-                self.name()
+                "{} has no weights of {}{searched}: run once without that",
+                self.name(),
+                missing.join(", ")
             );
+        }
+        if let Some((_, error)) = missing.into_iter().next() {
+            return Err(error);
         }
         let loras = self.loras.iter().filter_map(Lora::on_hub);
         wanted.extend(loras.map(|(repository, file)| (repository, vec![file.to_owned()])));
@@ -216,10 +221,37 @@ impl Checkpoint {
             });
         }
         bail!(
-            "{} has no weights for {component}{}: looked for diffusion_pytorch_model or model as .safetensors, .fp16.safetensors, .bin, or in parts with an index.json",
+            "{} has no weights for {component}{}: looked for diffusion_pytorch_model or model as .safetensors, .fp16.safetensors, .bin, or in parts with an index.json{}",
             self.name(),
-            self.searched()
+            self.searched(),
+            self.instead(component)?
         )
+    }
+
+    /// The weights that another program would read: `; there is diffusion_flax_model.msgpack`.
+    fn instead(&self, component: &str) -> Result<String> {
+        let start = match self.is_flat(component)? {
+            true => String::new(),
+            false => format!("{component}/"),
+        };
+        let names = match &self.source {
+            Source::Folder(folder) => names_in(&folder.join(&start)),
+            Source::Hub(repository) => {
+                let names = repository.names().unwrap_or_default();
+                let inside = names.iter().filter_map(|name| name.strip_prefix(&start));
+                inside.map(str::to_owned).collect()
+            }
+            Source::Original(_) | Source::Program(_) => Vec::new(),
+        };
+        let mut names: Vec<_> = names
+            .into_iter()
+            .filter(|name| holds_weights(name))
+            .collect();
+        names.sort();
+        Ok(match names.is_empty() {
+            true => String::new(),
+            false => format!("; there is {}", names.join(", ")),
+        })
     }
 
     fn parts(&self, component: &str, index: &str) -> Result<Vec<String>> {
@@ -232,6 +264,31 @@ impl Checkpoint {
         });
         found.collect()
     }
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    files
+        .filter_map(|file| file.file_name().into_string().ok())
+        .collect()
+}
+
+/// Whether a name is one of torch's, Flax's, TensorFlow's, ONNX's, OpenVINO's or ggml's files of weights.
+fn holds_weights(name: &str) -> bool {
+    const ENDINGS: [&str; 10] = [
+        "safetensors",
+        "bin",
+        "pt",
+        "pth",
+        "ckpt",
+        "msgpack",
+        "h5",
+        "onnx",
+        "xml",
+        "gguf",
+    ];
+    let ending = name.rsplit_once('.').map(|(_, ending)| ending);
+    ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !name.contains('/')
 }
 
 /// Whether all numbers of a file are in 16 bits, which its name does not always tell.

@@ -1,6 +1,7 @@
 //! What the hub refuses, in one line that says what to do.
-use super::server::{COMMIT, Fault, Hub};
-use crate::support::Folder;
+use super::server::{COMMIT, Fault, Hub, files_of};
+use crate::support::{Folder, asset};
+use std::path::Path;
 
 /// `diffuse ddpm --model MODEL ARGS` fails in one line with these parts.
 #[track_caller]
@@ -267,4 +268,27 @@ fn a_removed_repository_is_announced_with_its_mirror() {
         "{}",
         run.stdout
     );
+}
+
+#[test]
+fn a_repository_without_weights_that_are_read_is_told_which_it_has() {
+    let hub = Hub::new();
+    let mut files = files_of(Path::new(&asset("tiny-sd")));
+    let unet = files.remove("unet/diffusion_pytorch_model.safetensors");
+    let flax = "unet/diffusion_flax_model.msgpack".to_owned();
+    files.insert(flax, unet.expect("the checkpoint has a UNet"));
+    hub.publish("owner/flax", files);
+    let parts = [
+        "owner/flax has no weights for unet: ",
+        "; there is diffusion_flax_model.msgpack",
+    ];
+    let folder = Folder::new();
+    let run = hub.run(&folder, &["txt2img", "a cat", "--model", "owner/flax"]);
+    assert_eq!(run.code, Some(1), "{run:?}");
+    for part in parts {
+        assert!(run.stderr.contains(part), "{}", run.stderr);
+    }
+    let asked = hub.asked();
+    let in_vain = asked.iter().find(|line| line.contains(".safetensors"));
+    assert_eq!(in_vain, None, "nothing is downloaded in vain");
 }

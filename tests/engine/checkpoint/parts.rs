@@ -121,5 +121,8 @@ fn the_file_of_the_wanted_precision_is_chosen() {
             &[("w", numbers(&[2]))],
         );
     });
-    assert!(said(none.prepare_weights("unet", DType::F32)).contains("has no weights for unet"));
+    let message = said(none.prepare_weights("unet", DType::F32));
+    assert!(message.contains("has no weights for unet"), "{message}");
+    let there = "; there is diffusion_pytorch_model.non_ema.safetensors";
+    assert!(message.ends_with(there), "{message}");
 }
