@@ -2,14 +2,14 @@
 use super::output::{Output, Pattern};
 use super::sampler_names::SamplerParser;
 use super::{schedule::ScheduleArgs, terminal::Terminal};
-use crate::engine::checkpoint::{Checkpoint, Demo, Network};
+use crate::engine::checkpoint::{Address, Checkpoint, Demo, Network};
 use crate::engine::pipelines::Sampling;
 use crate::engine::runtime::{DeviceChoice, Precision, Runtime};
 use crate::engine::schedulers::SchedulerKind;
 use anyhow::Context;
 use clap::{
     ArgAction, Args, ValueHint,
-    builder::{PossibleValue, TypedValueParser},
+    builder::{NonEmptyStringValueParser, PossibleValue, TypedValueParser},
 };
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -301,6 +301,19 @@ pub fn guidance_scale(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(scale) if scale.is_finite() => Ok(scale),
         _ => Err("give a finite number, as in 7.5; 1 or less is no guidance".to_owned()),
+    }
+}
+
+/// A model: a path, an id or the address of its page.
+pub fn model() -> impl TypedValueParser<Value = String> {
+    NonEmptyStringValueParser::new().map(without_address)
+}
+
+/// A model's name, in which the id stands for the address of a page.
+pub fn without_address(model: String) -> String {
+    match Address::parse(&model) {
+        Some(address) if address.file.is_none() => address.to_string(),
+        _ => model,
     }
 }
 

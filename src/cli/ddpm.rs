@@ -1,12 +1,12 @@
 //! `diffuse ddpm`: a picture of what the model was trained on.
 use super::Drawing;
-use super::args::SharedArgs;
+use super::args::{self, SharedArgs};
 use crate::engine::checkpoint::{Checkpoint, Demo};
 use crate::engine::pipelines::Sampling;
 use crate::engine::pipelines::ddpm::{self, DdpmSystem};
 use crate::engine::schedulers::SchedulerConfig;
 use anyhow::Result;
-use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
+use clap::{Args, ValueHint};
 
 /// Draw a picture of what the model was trained on (unconditional diffusion)
 #[derive(Debug, Args)]
@@ -16,7 +16,7 @@ pub struct DdpmArgs {
     ///
     /// A folder that exists goes before the hub; one of the name demo is ./demo.
     #[arg(long, value_name = "MODEL", default_value = "google/ddpm-cat-256", env = "DIFFUSE_MODEL", hide_env_values = true,
-          value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+          value_hint = ValueHint::DirPath, value_parser = args::model())]
     model: String,
     #[command(flatten)]
     shared: SharedArgs,

@@ -2,12 +2,12 @@
 use super::args::{self, SharedArgs};
 use super::text::TextArgs;
 use super::{Drawing, schedule};
-use crate::engine::checkpoint::{Checkpoint, Demo};
+use crate::engine::checkpoint::{Address, Checkpoint, Demo};
 use crate::engine::pipelines::decoding::PREVIEW;
 use crate::engine::pipelines::txt2img::{self, Class, Txt2ImgRequest, Txt2ImgSystem};
 use crate::engine::schedulers::SchedulerConfig;
 use anyhow::{Context, Result};
-use clap::{Args, ValueHint, builder::NonEmptyStringValueParser};
+use clap::{Args, ValueHint};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -22,7 +22,7 @@ pub struct Txt2ImgArgs {
     ///
     /// A folder that exists goes before the hub; one of the name demo is ./demo.
     #[arg(long, value_name = "MODEL", default_value = "stable-diffusion-v1-5/stable-diffusion-v1-5", env = "DIFFUSE_MODEL", hide_env_values = true,
-          value_hint = ValueHint::FilePath, value_parser = NonEmptyStringValueParser::new())]
+          value_hint = ValueHint::FilePath, value_parser = args::model())]
     model: String,
     /// How closely the picture follows the text; 1 or less is no guidance [default: that of the model's pipeline: 7.5, with two text encoders 5, for latent consistency models 8.5]
     #[arg(long, value_name = "SCALE", allow_negative_numbers = true, value_parser = args::guidance_scale)]
@@ -41,10 +41,10 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "PIXELS", allow_negative_numbers = true, value_parser = args::side)]
     height: Option<u32>,
     /// Configurations and tokenizer of a model that is one file: a folder or a model on huggingface.co, owner/name[@REVISION]
-    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = args::model())]
     config: Option<String>,
     /// Another VAE: a folder or a model on huggingface.co, owner/name[@REVISION], an AutoencoderKL or an AutoencoderTiny
-    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = args::model())]
     vae: Option<String>,
     /// Add a LoRA, WEIGHT times (1 unless given); may be given several times
     ///
@@ -53,7 +53,7 @@ pub struct Txt2ImgArgs {
     #[arg(long, value_name = "FILE[:WEIGHT]", value_hint = ValueHint::FilePath, value_parser = LoraArg::from_str)]
     lora: Vec<LoraArg>,
     /// A VAE for --save-steps and --animate alone, best a tiny one [default: a linear map to colours]
-    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath, value_parser = args::model())]
     preview_vae: Option<String>,
     #[command(flatten)]
     text: TextArgs,
@@ -73,7 +73,7 @@ impl FromStr for LoraArg {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let lora = |of: &str, weight| Self {
-            of: of.to_owned(),
+            of: Address::parse(of).map_or_else(|| of.to_owned(), |address| address.to_string()),
             weight,
         };
         // A file may have a colon in its name.

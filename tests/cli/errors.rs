@@ -505,6 +505,13 @@ fn a_file_that_is_missing_is_called_so() {
     }
 }
 
+#[test]
+fn the_address_of_a_model_in_one_file_is_told_how_it_is_opened() {
+    let address = "https://huggingface.co/o/n/blob/main/sd15.safetensors";
+    let parts = [address, "download it and give its path"];
+    fails(&["txt2img", "a cat", "--model", address], 1, &parts);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn a_limit_on_memory_is_seen_before_the_drawing() {

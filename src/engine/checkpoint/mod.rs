@@ -35,7 +35,7 @@ mod weights;
 
 pub use demo::Demo;
 pub use files::{Format, Wanted, WeightFiles};
-pub use hub::Network;
+pub use hub::{Address, Network};
 pub use identity::{Identity, hex};
 pub use place::Place;
 pub use weights::{Naming, Weights};

@@ -51,6 +51,12 @@ impl Checkpoint {
         if Path::new(model).is_file() {
             return Self::open_file(network, model, config);
         }
+        let of_repository =
+            hub::Address::parse(model).is_some_and(|address| address.file.is_some());
+        ensure!(
+            !of_repository,
+            "{model} is a file of a repository, and a whole model in one file is read from the disk alone: download it and give its path"
+        );
         let extension = Path::new(model).extension().unwrap_or_default();
         let mut of_files = ["safetensors", "ckpt"].into_iter();
         let is_of_file = of_files.any(|of| extension.eq_ignore_ascii_case(of));

@@ -101,6 +101,39 @@ fn a_revision_stands_behind_an_at() {
 }
 
 #[test]
+fn the_address_of_a_page_or_a_file_stands_for_its_id() {
+    let (hub, folder) = (hub(), Folder::new());
+    let more = [
+        "--vae=https://huggingface.co/owner/vae/tree/v1",
+        "--lora=https://huggingface.co/owner/lora/blob/main/other.safetensors:0.5",
+        "--lora=https://huggingface.co/owner/lora/tree/refs%2Fpr%2F1",
+        "-o=a.png",
+    ];
+    drew(&draw(&hub, &folder, &more));
+    let plain = [
+        "--vae=owner/vae@v1",
+        "--lora=owner/lora/other.safetensors:0.5",
+        "--lora=owner/lora@refs/pr/1",
+        "-o=b.png",
+    ];
+    drew(&draw(&hub, &folder, &plain));
+    let said = |name: &str| texts(&folder.read(name))["diffuse"].clone();
+    assert_eq!(said("a.png"), said("b.png"));
+    assert_eq!(folder.read("a.png"), folder.read("b.png"));
+    let model = ["--model", "https://huggingface.co/owner/words"];
+    let more = ["--steps=2", "--seed=1", "--device=cpu", "-o=c.png"];
+    let args = [&["txt2img", "a cat"], &model[..], &more].concat();
+    drew(&hub.run(&folder, &args));
+    drew(&draw(&hub, &folder, &["-o=d.png"]));
+    assert_eq!(folder.read("c.png"), folder.read("d.png"));
+    // A folder of that name goes before it, as any does.
+    std::fs::create_dir_all(folder.file("hf.co/owner/words")).expect("a new folder");
+    let run = hub.run(&folder, &["txt2img", "a cat", "--model=hf.co/owner/words"]);
+    let said = "hf.co/owner/words is no model in the diffusers layout";
+    assert!(run.stderr.contains(said), "{}", run.stderr);
+}
+
+#[test]
 fn a_revision_that_is_not_there_is_named_with_its_flag() {
     let (hub, folder) = (hub(), Folder::new());
     for (flag, said) in [

@@ -4,12 +4,14 @@
 //! commit, and only files that are asked for are fetched.
 //!
 //! - `settings`: the environment
+//! - `address`: what is copied from a browser
 //! - `layout`: the cache's folders and links
 //! - `client`: requests
 //! - `fetch`: all files of a run, several at once
 //! - `bars`: how far downloads are
 //! - `download`: files that come whole or not at all
 //! - `words`: what went wrong, for the user
+mod address;
 mod bars;
 mod client;
 mod download;
@@ -18,6 +20,7 @@ mod layout;
 mod settings;
 mod words;
 
+pub use address::Address;
 use anyhow::{Context, Result, anyhow, bail};
 use client::{About, Client, Failure};
 use download::Patience;
