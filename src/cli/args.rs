@@ -304,17 +304,12 @@ pub fn guidance_scale(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A model: a path, an id or the address of its page.
+/// A model: a path, an id or the address of its page, which becomes the id.
 pub fn model() -> impl TypedValueParser<Value = String> {
-    NonEmptyStringValueParser::new().map(without_address)
-}
-
-/// A model's name, in which the id stands for the address of a page.
-pub fn without_address(model: String) -> String {
-    match Address::parse(&model) {
+    NonEmptyStringValueParser::new().map(|model| match Address::parse(&model) {
         Some(address) if address.file.is_none() => address.to_string(),
         _ => model,
-    }
+    })
 }
 
 /// Width or height of a picture whose model works on blocks of pixels.

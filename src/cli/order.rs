@@ -1,5 +1,4 @@
 //! A picture to draw: what it is, where it goes, and what it will carry.
-use super::args;
 use super::names::Target;
 use super::rows::Place;
 use super::settings::{self, Settings};
@@ -85,7 +84,6 @@ impl Order {
 fn pin(settings: &mut Settings, model: &Identity) {
     for key in ["vae", "config"] {
         if let Some(Value::String(text)) = settings.get_mut(key) {
-            *text = args::without_address(std::mem::take(text));
             let id = text.split('@').next().unwrap_or_default();
             if let Some(commit) = model.commits.get(id) {
                 *text = format!("{id}@{commit}");

@@ -69,10 +69,19 @@ pub fn remembered(command: &clap::Command, matches: &ArgMatches) -> Settings {
             }
             continue;
         }
-        let raw = matches.get_raw(id).into_iter().flatten();
-        let mut values: Vec<Value> = raw
-            .map(|value| typed(id, &value.to_string_lossy()))
-            .collect();
+        // A text is what it was parsed to: the address of a model's page is an id.
+        let mut values: Vec<Value> = match matches.try_get_many::<String>(id) {
+            Ok(texts) => texts
+                .into_iter()
+                .flatten()
+                .map(|text| typed(id, text))
+                .collect(),
+            Err(_) => {
+                let raw = matches.get_raw(id).into_iter().flatten();
+                raw.map(|value| typed(id, &value.to_string_lossy()))
+                    .collect()
+            }
+        };
         let many = matches!(arg.get_action(), clap::ArgAction::Append) || values.len() > 1;
         match (many, values.pop()) {
             (false, Some(value)) => settings.insert(id.to_owned(), value),

@@ -7,7 +7,6 @@ use super::weights::Entry;
 use super::{Checkpoint, Source, header, hub, torch};
 use anyhow::{Context, Result, bail};
 use candle_core::DType;
-use std::path::Path;
 use std::sync::Arc;
 
 /// What the bytes are.
@@ -234,19 +233,17 @@ impl Checkpoint {
             true => String::new(),
             false => format!("{component}/"),
         };
-        let names = match &self.source {
-            Source::Folder(folder) => names_in(&folder.join(&start)),
+        let mut names = match &self.source {
+            Source::Folder(folder) => place::names_in(&folder.join(&start)).unwrap_or_default(),
             Source::Hub(repository) => {
                 let names = repository.names().unwrap_or_default();
                 let inside = names.iter().filter_map(|name| name.strip_prefix(&start));
-                inside.map(str::to_owned).collect()
+                let beside = inside.filter(|name| !name.contains('/'));
+                beside.map(str::to_owned).collect()
             }
             Source::Original(_) | Source::Program(_) => Vec::new(),
         };
-        let mut names: Vec<_> = names
-            .into_iter()
-            .filter(|name| holds_weights(name))
-            .collect();
+        names.retain(|name| holds_weights(name));
         names.sort();
         Ok(match names.is_empty() {
             true => String::new(),
@@ -266,13 +263,6 @@ impl Checkpoint {
     }
 }
 
-fn names_in(folder: &Path) -> Vec<String> {
-    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    files
-        .filter_map(|file| file.file_name().into_string().ok())
-        .collect()
-}
-
 /// Whether a name is one of torch's, Flax's, TensorFlow's, ONNX's, OpenVINO's or ggml's files of weights.
 fn holds_weights(name: &str) -> bool {
     const ENDINGS: [&str; 10] = [
@@ -288,7 +278,7 @@ fn holds_weights(name: &str) -> bool {
         "gguf",
     ];
     let ending = name.rsplit_once('.').map(|(_, ending)| ending);
-    ending.is_some_and(|ending| ENDINGS.contains(&ending)) && !name.contains('/')
+    ending.is_some_and(|ending| ENDINGS.contains(&ending))
 }
 
 /// Whether all numbers of a file are in 16 bits, which its name does not always tell.

@@ -30,6 +30,13 @@ impl Place {
     }
 }
 
+/// The names of what lies in a folder, but for those that are no text.
+pub fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.collect())
+}
+
 /// Opens a plain file; a pipe or a device would block or never end.
 fn open(path: &Path) -> Result<File> {
     let opened = || -> IoResult<(File, bool)> {

@@ -26,29 +26,24 @@ impl Address {
             return None;
         }
         let path = path.split(['?', '#']).next()?.trim_end_matches('/');
-        let parts: Vec<&str> = path.splitn(5, '/').collect();
-        let (owner, name, more) = match parts[..] {
-            [owner, name, ref more @ ..] => (owner, name, more),
+        let parts = path
+            .splitn(5, '/')
+            .map(|part| percent_decode_str(part).decode_utf8());
+        let parts: Vec<_> = parts.collect::<Result<_, _>>().ok()?;
+        let parts: Vec<&str> = parts.iter().map(AsRef::as_ref).collect();
+        let (owner, name, revision, file) = match parts[..] {
+            [owner, name] => (owner, name, "main", None),
+            [owner, name, "tree", revision] => (owner, name, revision, None),
+            [owner, name, "blob" | "resolve", revision, file] => {
+                (owner, name, revision, Some(file))
+            }
             _ => return None,
         };
-        let (revision, file) = match *more {
-            [] => ("main", None),
-            ["tree", revision] => (revision, None),
-            ["blob" | "resolve", revision, file] => (revision, Some(file)),
-            _ => return None,
-        };
-        let decoded = |part: &str| percent_decode_str(part).decode_utf8().ok().map(Into::into);
         let id = format!("{owner}/{name}");
-        Some(Self {
-            revision: match revision {
-                "main" => None,
-                revision => Some(decoded(revision)?),
-            },
-            file: match file {
-                None => None,
-                Some(file) => Some(decoded(file)?),
-            },
-            id: is_id(&id).then_some(id)?,
+        is_id(&id).then(|| Self {
+            id,
+            revision: (revision != "main").then(|| revision.to_owned()),
+            file: file.map(str::to_owned),
         })
     }
 }

@@ -20,6 +20,7 @@ mod layout;
 mod settings;
 mod words;
 
+use super::place;
 pub use address::Address;
 use anyhow::{Context, Result, anyhow, bail};
 use client::{About, Client, Failure};
@@ -168,10 +169,7 @@ impl Repository {
             return Ok(listing.names.iter().cloned().collect());
         }
         let folder = self.snapshot().context("the cache has nothing of it")?;
-        let names = std::fs::read_dir(&folder)
-            .with_context(|| folder.display().to_string())?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names.collect())
+        place::names_in(&folder)
     }
 
     /// The bytes of a file, asked of the hub.

@@ -2,7 +2,7 @@
 use super::super::files::Wanted;
 use super::super::hub::{self, Network, Repository};
 use super::super::json::one_line;
-use super::super::place::Place;
+use super::super::place::{self, Place};
 use anyhow::{Context, Result, bail};
 use indicatif::MultiProgress;
 use std::path::{Path, PathBuf};
@@ -29,9 +29,7 @@ impl Lora {
         let (name, source) = if path.is_file() {
             (of.to_owned(), Source::File(path.to_path_buf()))
         } else if path.is_dir() {
-            let names = path.read_dir().with_context(|| of.to_owned())?;
-            let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-            let file = choose(of, names.collect())?;
+            let file = choose(of, place::names_in(path)?)?;
             let name = format!("{}/{file}", of.trim_end_matches('/'));
             (name, Source::File(path.join(file)))
         } else if let Some((id, revision, file)) = split(of) {
